@@ -1,0 +1,70 @@
+"""What every backend implements: the ops' schemas and the conventions that all of them share.
+
+
+- Lists are task-major: ``T`` tasks of ``N`` tensors each are passed as ``T * N`` tensors, task after task.
+- ``None`` stands for a gradient that did not arrive; it counts as zeros.
+- Statistics (``M``, ``Q``, squared norms) are float32, and float64 where the gradients are float64.
+- The sum of gradients keeps their dtype and is formed in float32 (float64 for float64), in the order of the tasks.
+- A *message* is the float32 vector ``[valid, scale, L_1..L_T, w_1..w_T, present_1..present_T]`` that the backward of the
+  weighted sum sends to the fork: what the update of the weights needs to know besides the gradients. ``valid`` is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCHEMAS = {
+    "sum_moments": "(Tensor?[] grads) -> (Tensor total, Tensor M, Tensor Q)",
+    "sum_norms": "(Tensor?[] grads) -> (Tensor total, Tensor squared_norms)",
+    "gram": "(Tensor?[] tensors, int tasks) -> Tensor",
+    "squared_norms": "(Tensor?[] tensors, int tasks) -> Tensor",
+    "weighted_sum": "(Tensor?[] tensors, int tasks, Tensor weights) -> Tensor[]",
+    "weighted_sum_out": "(Tensor?[] tensors, int tasks, Tensor weights, Tensor(a!)[] out) -> ()",
+    "weigh": "(Tensor[] losses, Tensor weights, Tensor present) -> (Tensor loss, Tensor message)",
+    "gradnorm_update": (
+        "(Tensor squared_norms, Tensor message, Tensor(a!) weights, Tensor(b!) initial_losses, Tensor(c!) exp_avg, "
+        "Tensor(d!) exp_avg_sq, Tensor(e!) steps, Tensor(f!) weight_sum, Tensor(g!) norms, Tensor(h!) rates, "
+        "Tensor(i!) counters, Tensor(j!) task_counters, float alpha, float lr, bool adam, float beta1, float beta2, "
+        "float eps, float min_weight) -> ()"
+    ),
+}
+
+
+def present_of(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """The gradients that arrived."""
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def statistics_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of norms and moments of gradients like ``tensor``."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one block of memory without gaps or overlaps, in any order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def empty_total(grads: Sequence[Tensor | None]) -> Tensor:
+    """Uninitialised memory for the sum of ``grads``: laid out as the first dense one, contiguous where none is dense."""
+    present = present_of(grads)
+    for grad in present:
+        if is_dense(grad):
+            return torch.empty_like(grad)
+    return torch.empty_like(present[0], memory_format=torch.contiguous_format)
+
+
+def columns(tensors: Sequence[Tensor | None], tasks: int) -> list[list[Tensor | None]]:
+    """Task-major list to N lists of T tensors: the same tensor of every task side by side."""
+    per_task = len(tensors) // tasks
+    return [[tensors[task * per_task + n] for task in range(tasks)] for n in range(per_task)]

@@ -1,0 +1,92 @@
+"""The torch operators: their registration, what they do on fake tensors, and the call into the chosen backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmtl.backends.contract import SCHEMAS, columns, empty_total, present_of, statistics_dtype
+from fastmtl.ops.selection import backend_for
+
+def _fake_sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    total, tasks = empty_total(grads), len(grads)
+    moments = [total.new_empty((tasks, tasks), dtype=statistics_dtype(total)) for _ in range(2)]
+    return total, moments[0], moments[1]
+
+
+def _fake_sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    total = empty_total(grads)
+    return total, total.new_empty((len(grads),), dtype=statistics_dtype(total))
+
+
+def _fake_gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
+    first = present_of(tensors)[0]
+    return first.new_empty((tasks, tasks), dtype=statistics_dtype(first))
+
+
+def _fake_squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
+    first = present_of(tensors)[0]
+    return first.new_empty((tasks,), dtype=statistics_dtype(first))
+
+
+def _fake_weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
+    return [empty_total(column) for column in columns(tensors, tasks)]
+
+
+def _fake_weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    wide = any(loss.dtype == torch.float64 for loss in losses)
+    loss = losses[0].new_empty((), dtype=torch.float64 if wide else torch.float32)
+    return loss, losses[0].new_empty((2 + 3 * len(losses),), dtype=torch.float32)
+
+
+def _fake_nothing(*_: object) -> None:
+    return None
+
+
+FAKES = {
+    "sum_moments": _fake_sum_moments,
+    "sum_norms": _fake_sum_norms,
+    "gram": _fake_gram,
+    "squared_norms": _fake_squared_norms,
+    "weighted_sum": _fake_weighted_sum,
+    "weighted_sum_out": _fake_nothing,
+    "weigh": _fake_weigh,
+    "gradnorm_update": _fake_nothing,
+}
+
+
+def _device_of(arguments: Sequence[Any]) -> torch.device:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            return argument.device
+        if isinstance(argument, (list, tuple)):
+            for item in argument:
+                if isinstance(item, Tensor):
+                    return item.device
+    raise AssertionError("every op takes at least one tensor")
+
+
+def _dispatcher(op: str) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        return getattr(backend_for(_device_of(arguments), op), op)(*arguments)
+
+    return call
+
+
+def _not_differentiable(op: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(f"fastmtl.ops.{op} has no derivative: it measures gradients; detach its inputs or its results")
+
+    return backward
+
+
+_library = torch.library.Library("fastmtl", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastmtl::{_name}", FAKES[_name], lib=_library)
+    if "!" not in _schema:
+        torch.library.register_autograd(f"fastmtl::{_name}", _not_differentiable(_name), lib=_library)
