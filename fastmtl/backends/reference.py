@@ -124,7 +124,8 @@ def gradnorm_update(
     tasks = weights.numel()
     scale = message[1].double()
     losses, used, present = message[2:].double().view(3, tasks)
-    present = present != 0
+    no_gradient = present == 2
+    present = present == 1
     task_norms = squared_norms.double().sqrt() / (scale.abs() * used)
 
     measured = (message[0] == 1) & (scale != 0)
@@ -134,7 +135,7 @@ def gradnorm_update(
     # L_k(0) is the first positive loss: a ratio to zero or to a negative number has no meaning.
     initial = torch.where(accepted & present & initial_losses.isnan() & (losses > 0), losses.float(), initial_losses)
     rated = present & (initial > 0) & (losses >= 0)
-    taking_part = rated if alpha != 0 else present
+    taking_part = rated if alpha != 0 else present  # rates do not matter at alpha 0
     ratios = torch.where(rated, losses / initial.double(), 0.0)
     mean_ratio = ratios.sum() / rated.sum()
     relative = torch.where(mean_ratio > 0, ratios / mean_ratio, 1.0)  # all losses 0: no task lags behind
@@ -169,3 +170,4 @@ def gradnorm_update(
     counters[1].add_(measured & ~finite)
     task_counters[0].add_(accepted & present & ~taking_part)
     task_counters[1].add_(accepted & present & (squared_norms == 0))
+    task_counters[2].add_(accepted & no_gradient)

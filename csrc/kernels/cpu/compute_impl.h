@@ -1,0 +1,339 @@
+// The functions of the Isa table, written once on vectors of FASTMTL_VECTOR_BYTES.
+//
+// Included by one file per instruction set. Everything is in an anonymous namespace and nothing inline comes from the
+// standard library: code compiled for AVX-512 must never be merged by the linker into what another CPU runs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "convert_impl.h"
+#include "isa.h"
+
+#define FASTMTL_UNROLL _Pragma("GCC unroll 8")
+
+namespace fastmtl {
+namespace {
+
+constexpr int64_t kVectorBytes = FASTMTL_VECTOR_BYTES;
+constexpr int64_t kDoubles = kVectorBytes / 8;
+// Tiles of the Gram matrix keep kTile * kTile accumulators and kTile + 1 operands in registers (32 of AVX-512, else
+// 16). One diagonal tile needs about half the accumulators and can be larger.
+constexpr int kTile = kVectorBytes == 64 ? 5 : 3;
+constexpr int kFused = kVectorBytes == 64 ? 6 : 4;
+
+template <class S>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(FASTMTL_VECTOR_BYTES)));
+  typedef S half __attribute__((vector_size(FASTMTL_VECTOR_BYTES / 2)));
+  typedef S unaligned __attribute__((vector_size(FASTMTL_VECTOR_BYTES), aligned(sizeof(S)), may_alias));
+};
+template <class S>
+using Vector = typename VectorOf<S>::type;
+template <class S>
+constexpr int64_t kWidth = kVectorBytes / static_cast<int64_t>(sizeof(S));
+
+template <class S>
+inline Vector<S> load(const S* from) {
+  return *reinterpret_cast<const typename VectorOf<S>::unaligned*>(from);
+}
+
+template <class S>
+inline void store(S* to, Vector<S> value) {
+  *reinterpret_cast<typename VectorOf<S>::unaligned*>(to) = value;
+}
+
+inline void add_to_lanes(double* lanes, Vector<double> value) { store(lanes, load(lanes) + value); }
+
+inline void add_to_lanes(double* lanes, Vector<float> value) {
+  VectorOf<float>::half halves[2];
+  std::memcpy(halves, &value, sizeof value);
+  const VectorOf<float>::half folded = halves[0] + halves[1];
+  add_to_lanes(lanes, __builtin_convertvector(folded, Vector<double>));
+}
+
+// Rows to prefetch while one tile runs.
+template <class S, int N>
+struct Ahead {
+  const char* rows[N];
+  int64_t step;  // bytes per element
+
+  Ahead(const Prefetch& next, const S* const* otherwise, int64_t first, int64_t tasks) : step(next.bytes_per_element) {
+    for (int i = 0; i < N; ++i)
+      rows[i] = next.rows != nullptr && first + i < tasks ? next.rows[first + i]
+                                                          : reinterpret_cast<const char*>(otherwise[0]);
+    if (next.rows == nullptr) step = 0;
+  }
+  inline void operator()(int64_t element) const {
+    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, 3);
+  }
+};
+
+constexpr int kPrefetched = 4;  // rows a tile
+
+template <class S, int R, int C, bool Diagonal>
+void gram_tile(const S* const* a, const S* const* b, int64_t count, double* lanes, int64_t tasks,
+               const Ahead<S, kPrefetched>& ahead) {
+  const S *left[R], *right[C];
+  FASTMTL_UNROLL for (int r = 0; r < R; ++r) left[r] = a[r];
+  FASTMTL_UNROLL for (int c = 0; c < C; ++c) right[c] = b[c];
+  Vector<S> products[R][C] = {};
+  for (int64_t i = 0; i < count; i += kWidth<S>) {
+    Vector<S> x[R];
+    FASTMTL_UNROLL for (int r = 0; r < R; ++r) x[r] = load(left[r] + i);
+    FASTMTL_UNROLL for (int c = 0; c < C; ++c) {
+      const Vector<S> y = Diagonal ? x[c < R ? c : 0] : load(right[c] + i);
+      FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
+        if (!Diagonal || r <= c) products[r][c] += x[r] * y;
+      }
+    }
+    ahead(i);
+  }
+  FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
+    FASTMTL_UNROLL for (int c = Diagonal ? r : 0; c < C; ++c)
+      add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
+  }
+}
+
+template <class S>
+using Tile = void (*)(const S* const*, const S* const*, int64_t, double*, int64_t, const Ahead<S, kPrefetched>&);
+
+template <class S>
+constexpr Tile<S> kSquareTiles[] = {
+    gram_tile<S, 1, 1, true>, gram_tile<S, 2, 2, true>, gram_tile<S, 3, 3, true>,
+    gram_tile<S, 4, 4, true>, gram_tile<S, 5, 5, true>, gram_tile<S, 6, 6, true>,
+};
+
+template <class S, int R>
+constexpr Tile<S> tile_of_rows(int64_t columns) {
+  constexpr Tile<S> tiles[] = {gram_tile<S, R, 1, false>, gram_tile<S, R, 2, false>, gram_tile<S, R, 3, false>,
+                               gram_tile<S, R, 4, false>, gram_tile<S, R, 5, false>};
+  return tiles[columns - 1];
+}
+
+template <class S>
+Tile<S> tile_of(int64_t rows, int64_t columns) {
+  switch (rows) {
+    case 1: return tile_of_rows<S, 1>(columns);
+    case 2: return tile_of_rows<S, 2>(columns);
+    case 3: return tile_of_rows<S, 3>(columns);
+    case 4: return tile_of_rows<S, 4>(columns);
+    default: return tile_of_rows<S, 5>(columns);
+  }
+}
+
+// Gram matrix of rows whose length is a multiple of the vector width.
+template <class S>
+void gram_vectors(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next) {
+  const int64_t blocks = tasks <= kFused ? 1 : (tasks + kTile - 1) / kTile;  // of nearly equal size
+  int64_t prefetched = 0;
+  for (int64_t bi = 0; bi < blocks; ++bi) {
+    const int64_t i = bi * tasks / blocks, height = (bi + 1) * tasks / blocks - i;
+    for (int64_t bj = bi; bj < blocks; ++bj) {
+      const int64_t j = bj * tasks / blocks, width = (bj + 1) * tasks / blocks - j;
+      const Ahead<S, kPrefetched> ahead(next, rows + i, prefetched, tasks);
+      prefetched += kPrefetched;
+      const Tile<S> tile = bi == bj ? kSquareTiles<S>[height - 1] : tile_of<S>(height, width);
+      tile(rows + i, rows + j, count, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
+    }
+  }
+}
+
+// What is left after the last whole vector: copied and padded with zeros, a few rows' pairs at a time.
+template <class S>
+void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest, double* lanes) {
+  alignas(64) S padded[2][kTile + 1][kWidth<S>];
+  const S* pointers[2][kTile + 1];
+  const int64_t blocks = tasks <= kFused ? 1 : (tasks + kTile - 1) / kTile;
+  const auto fill = [&](int side, int64_t first, int64_t size) {
+    for (int64_t r = 0; r < size; ++r) {
+      std::memset(padded[side][r], 0, sizeof padded[side][r]);
+      std::memcpy(padded[side][r], rows[first + r] + begin, rest * sizeof(S));
+      pointers[side][r] = padded[side][r];
+    }
+  };
+  for (int64_t bi = 0; bi < blocks; ++bi) {
+    const int64_t i = bi * tasks / blocks, height = (bi + 1) * tasks / blocks - i;
+    fill(0, i, height);
+    const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0);
+    kSquareTiles<S>[height - 1](pointers[0], pointers[0], 1, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+    for (int64_t bj = bi + 1; bj < blocks; ++bj) {
+      const int64_t j = bj * tasks / blocks, width = (bj + 1) * tasks / blocks - j;
+      fill(1, j, width);
+      tile_of<S>(height, width)(pointers[0], pointers[1], 1, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
+    }
+  }
+}
+
+template <class S>
+void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next) {
+  const int64_t whole = count - count % kWidth<S>;
+  if (whole > 0) gram_vectors(rows, tasks, whole, lanes, next);
+  if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
+}
+
+template <class S>
+void square(const S* row, int64_t count, double* lanes) {
+  Vector<S> sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kWidth<S> <= count; i += 4 * kWidth<S>) {
+    FASTMTL_UNROLL for (int u = 0; u < 4; ++u) {
+      const Vector<S> x = load(row + i + u * kWidth<S>);
+      sums[u] += x * x;
+    }
+  }
+  for (; i + kWidth<S> <= count; i += kWidth<S>) {
+    const Vector<S> x = load(row + i);
+    sums[0] += x * x;
+  }
+  double rest = 0;
+  for (; i < count; ++i) rest += static_cast<double>(row[i]) * static_cast<double>(row[i]);
+  add_to_lanes(lanes, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  lanes[0] += rest;
+}
+
+// Calls step(N, i) for groups of N vectors: `step` keeps N results in registers while it runs over the tasks.
+template <class S, class Wide, class Narrow>
+inline void in_groups(int64_t count, const Wide& wide, const Narrow& narrow) {
+  int64_t i = 0;
+  for (; i + 4 * kWidth<S> <= count; i += 4 * kWidth<S>) wide(i);
+  for (; i < count; ++i) narrow(i);
+}
+
+template <class S>
+void sum(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next) {
+  const bool prefetch = next.rows != nullptr;
+  in_groups<S>(
+      count,
+      [&](int64_t i) {
+        Vector<S> total[4];
+        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] = load(rows[0] + i + u * kWidth<S>);
+        for (int64_t k = 1; k < tasks; ++k) {
+          FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += load(rows[k] + i + u * kWidth<S>);
+        }
+        if (prefetch) {
+          const int64_t bytes = 4 * kWidth<S> * next.bytes_per_element;
+          for (int64_t k = 0; k < tasks; ++k) {
+            for (int64_t line = 0; line < bytes; line += 64)
+              __builtin_prefetch(next.rows[k] + i * next.bytes_per_element + line, 0, 3);
+          }
+        }
+        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
+      },
+      [&](int64_t i) {
+        S total = rows[0][i];
+        for (int64_t k = 1; k < tasks; ++k) total += rows[k][i];
+        out[i] = total;
+      });
+}
+
+template <class S>
+void sum_accumulate(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
+                    bool first) {
+  in_groups<S>(
+      count,
+      [&](int64_t i) {
+        Vector<S> total[4] = {};
+        for (int64_t k = 0; k < tasks; ++k) {
+          S* accumulator = accumulators + k * pitch + i;
+          FASTMTL_UNROLL for (int u = 0; u < 4; ++u) {
+            const Vector<S> x = load(rows[k] + i + u * kWidth<S>);
+            total[u] = k == 0 ? x : total[u] + x;
+            S* place = accumulator + u * kWidth<S>;
+            store(place, first ? x : load(place) + x);
+          }
+        }
+        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
+      },
+      [&](int64_t i) {
+        S total = rows[0][i];
+        for (int64_t k = 0; k < tasks; ++k) {
+          if (k > 0) total += rows[k][i];
+          S* accumulator = accumulators + k * pitch + i;
+          *accumulator = first ? rows[k][i] : *accumulator + rows[k][i];
+        }
+        out[i] = total;
+      });
+}
+
+template <class S, int T, bool First>
+void fused_vectors(const S* const* rows, int64_t count, S* out, S* accumulators, int64_t pitch, double* lanes,
+                   const Prefetch& next) {
+  const S* row[T];
+  FASTMTL_UNROLL for (int k = 0; k < T; ++k) row[k] = rows[k];
+  const Ahead<S, T> ahead(next, rows, 0, T);
+  Vector<S> products[T][T] = {};
+  for (int64_t i = 0; i < count; i += kWidth<S>) {
+    Vector<S> x[T];
+    FASTMTL_UNROLL for (int k = 0; k < T; ++k) x[k] = load(row[k] + i);
+    Vector<S> total = x[0];
+    FASTMTL_UNROLL for (int k = 1; k < T; ++k) total += x[k];
+    store(out + i, total);
+    FASTMTL_UNROLL for (int k = 0; k < T; ++k) {
+      S* place = accumulators + k * pitch + i;
+      store(place, First ? x[k] : load(place) + x[k]);
+    }
+    FASTMTL_UNROLL for (int r = 0; r < T; ++r) {
+      FASTMTL_UNROLL for (int c = r; c < T; ++c) products[r][c] += x[r] * x[c];
+    }
+    ahead(i);
+  }
+  FASTMTL_UNROLL for (int r = 0; r < T; ++r) {
+    FASTMTL_UNROLL for (int c = r; c < T; ++c) add_to_lanes(lanes + (r * T + c) * kDoubles, products[r][c]);
+  }
+}
+
+template <class S, bool First>
+void fused_dispatch(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
+                    double* lanes, const Prefetch& next) {
+  switch (tasks) {
+    case 1: return fused_vectors<S, 1, First>(rows, count, out, accumulators, pitch, lanes, next);
+    case 2: return fused_vectors<S, 2, First>(rows, count, out, accumulators, pitch, lanes, next);
+    case 3: return fused_vectors<S, 3, First>(rows, count, out, accumulators, pitch, lanes, next);
+    case 4: return fused_vectors<S, 4, First>(rows, count, out, accumulators, pitch, lanes, next);
+    case 5: return fused_vectors<S, 5, First>(rows, count, out, accumulators, pitch, lanes, next);
+    default: return fused_vectors<S, 6, First>(rows, count, out, accumulators, pitch, lanes, next);
+  }
+}
+
+template <class S>
+void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
+                         bool first, double* lanes, const Prefetch& next) {
+  const int64_t whole = count - count % kWidth<S>;
+  (first ? fused_dispatch<S, true> : fused_dispatch<S, false>)(rows, tasks, whole, out, accumulators, pitch, lanes,
+                                                               next);
+  if (whole == count) return;
+  gram_rest(rows, tasks, whole, count - whole, lanes);
+  const S* rest[kFused];
+  for (int64_t k = 0; k < tasks; ++k) rest[k] = rows[k] + whole;
+  sum_accumulate(rest, tasks, count - whole, out + whole, accumulators + whole, pitch, first);
+}
+
+template <class S>
+void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out) {
+  in_groups<S>(
+      count,
+      [&](int64_t i) {
+        Vector<S> total[4] = {};
+        for (int64_t k = 0; k < tasks; ++k) {
+          FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += weights[k] * load(rows[k] + i + u * kWidth<S>);
+        }
+        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
+      },
+      [&](int64_t i) {
+        S total = 0;
+        for (int64_t k = 0; k < tasks; ++k) total += weights[k] * rows[k][i];
+        out[i] = total;
+      });
+}
+
+template <class S>
+constexpr Compute<S> kCompute = {gram<S>, square<S>, sum<S>, sum_accumulate<S>, sum_accumulate_gram<S>, weighted_sum<S>};
+
+constexpr Isa make_isa(const char* name) {
+  return {name,      kDoubles, kFused,     kCompute<float>, kCompute<double>,
+          load_bf16, load_f16, store_bf16, store_f16};
+}
+
+}  // namespace
+}  // namespace fastmtl

@@ -1,0 +1,70 @@
+// The computations on chunks that live in the L1/L2 cache, in one table per instruction set.
+//
+// Everything here is torch-free. The tables are filled by compute_{generic,avx2,avx512}.cpp, each compiled with the
+// flags of its instruction set; all other files are compiled for the baseline of the architecture.
+#pragma once
+
+#include <cstdint>
+
+namespace fastmtl {
+
+// What to bring into the cache while computing: the same rows of the next chunk. `bytes_per_element` is that of the
+// memory, not of the arithmetic.
+struct Prefetch {
+  const char* const* rows = nullptr;  // one pointer a row, null: nothing to prefetch
+  int64_t bytes_per_element = 0;
+};
+
+// All functions take rows of `count` elements. They may be used in place: an output may be one of the rows.
+//
+// "lanes" are partial sums in double: Isa::lanes of them belong to one result, added up by the caller at the very end.
+template <class S>
+struct Compute {
+  // lanes[(i * tasks + j)] += <row_i, row_j> for i <= j
+  void (*gram)(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next);
+  // lanes[0] += <row, row>
+  void (*square)(const S* row, int64_t count, double* lanes);
+  // out = row_0 + row_1 + ..., in this order
+  void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next);
+  // Also adds each row to its accumulator (`first`: sets it), accumulators + i * pitch being that of row i.
+  void (*sum_accumulate)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
+                         bool first);
+  // `gram` and `sum_accumulate` in one pass, for tasks <= Isa::fused_tasks
+  void (*sum_accumulate_gram)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators,
+                              int64_t pitch, bool first, double* lanes, const Prefetch& next);
+  // out = weights_0 * row_0 + ...
+  void (*weighted_sum)(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out);
+};
+
+struct Isa {
+  const char* name;
+  int64_t lanes;
+  int64_t fused_tasks;
+  Compute<float> f32;
+  Compute<double> f64;
+  void (*load_bf16)(const uint16_t* from, int64_t count, float* to);
+  void (*load_f16)(const uint16_t* from, int64_t count, float* to);
+  void (*store_bf16)(const float* from, int64_t count, uint16_t* to);  // round to nearest even
+  void (*store_f16)(const float* from, int64_t count, uint16_t* to);
+};
+
+template <class S>
+const Compute<S>& compute(const Isa& isa);
+template <>
+inline const Compute<float>& compute(const Isa& isa) {
+  return isa.f32;
+}
+template <>
+inline const Compute<double>& compute(const Isa& isa) {
+  return isa.f64;
+}
+
+const Isa& generic_isa();
+const Isa& avx2_isa();    // x86-64 only
+const Isa& avx512_isa();  // x86-64 only
+
+// The widest instruction set of this machine, or the one that FASTMTL_CPU_ISA names (generic, avx2, avx512).
+// Returns null and a message where the named one is unknown or not supported here. Reads the variable at every call.
+const Isa* select_isa(const char** error);
+
+}  // namespace fastmtl

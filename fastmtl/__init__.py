@@ -1,0 +1,15 @@
+"""fastmtl: task weighting for multi-task training, measured inside the one ordinary backward."""
+
+from fastmtl import ops
+from fastmtl.balancers import Balancer, DynamicWeightAverage, FixedWeights, GradNorm, UncertaintyWeighting
+from fastmtl.version import __version__
+
+__all__ = [
+    "Balancer",
+    "DynamicWeightAverage",
+    "FixedWeights",
+    "GradNorm",
+    "UncertaintyWeighting",
+    "__version__",
+    "ops",
+]

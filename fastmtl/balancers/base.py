@@ -1,0 +1,306 @@
+"""What all balancers share: fork, weighted sum, state that survives dtype casts, and the measuring kind."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastmtl import fork as forks
+from fastmtl import ops
+from fastmtl.balancers.structure import Features, flatten
+from fastmtl.balancers.tasks import Batch, Losses, Presence, Tasks, TasksLike
+from fastmtl.sources import Parameters, SourceLike, resolve
+
+Self = TypeVar("Self", bound="Balancer")
+Tail = Callable[[Any], Any]
+
+
+class Balancer(nn.Module):
+    """Weighs the losses of T tasks that share features.
+
+    Use it in a training step as::
+
+        views = balancer.fork(backbone(x))
+        losses = {name: loss_of[name](head[name](views[name]), y[name]) for name in tasks}
+        balancer(losses).backward()
+
+    Args:
+        tasks: the number of tasks, 1 to 64, or their names.
+    """
+
+    weights: Tensor
+
+    def __init__(self, tasks: TasksLike):
+        super().__init__()
+        self._tasks = Tasks(tasks)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks; "0", "1", ... where none were given."""
+        return self._tasks.names
+
+    # -- the step ------------------------------------------------------------------------------------------------------
+
+    def fork(self, features: Features, *, tail: Tail | None = None) -> Any:
+        """T views of the shared features, one for each head. No data is copied.
+
+        Args:
+            features: a floating-point tensor, or a tuple, list or dict of them (a feature pyramid).
+            tail: shared operations that follow, applied to ``features`` before the heads; the gradients are then measured at
+                ``features`` and not at the result. Needed only where the backbone is compiled and the place of
+                measurement is not its end. In a compiled step it is applied to each view, so it must not be random there.
+
+        Returns:
+            A tuple of T views, or a dict by name where the tasks have names; each like ``features`` (like ``tail``'s
+            result). In-place operations on a view raise torch's error: the views share memory.
+
+        Raises:
+            TypeError, ValueError: what is not a tensor of floating-point numbers; a measuring balancer whose features do not
+                require grad, are on another device than its state, or do not come from its source.
+        """
+        levels, rebuild = flatten(features)
+        if not self._training_now():
+            shared = features if tail is None else tail(features)
+            return self._tasks.pack([shared] * len(self._tasks))
+        return self._tasks.pack(self._views(levels, rebuild, tail))
+
+    def _views(self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None) -> list[Any]:
+        if tail is not None:
+            levels, rebuild = flatten(tail(rebuild(levels)))
+        return _per_task(forks.join(levels, len(self._tasks)), rebuild)
+
+    def forward(self, losses: Losses, *, present: Presence | None = None) -> Tensor:
+        """The scalar sum_k w_k L_k, w from before this step's update.
+
+        Args:
+            losses: [T] tensor, sequence of T scalars, or dict by name; reduced and unweighted, float32, bfloat16, float16
+                or float64. A task that is absent from this batch is missing in the dict, or None in the sequence.
+            present: which tasks are in this batch: T booleans, a dict of booleans, names, or a [T] bool tensor. The loss
+                of an absent task is ignored, whatever it is.
+
+        Returns:
+            0-d float32 (float64 where a loss is float64).
+
+        Raises:
+            TypeError, ValueError: wrong number or names of tasks; a loss that is not a scalar, or (in training) does not
+                require grad; no task present.
+        """
+        return self._weigh(self._batch(losses, present), None)
+
+    def _training_now(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _batch(self, losses: Losses, present: Presence | None) -> Batch:
+        return self._tasks.batch(losses, present, self.weights.device, need_grad=self._training_now())
+
+    def _weigh(self, batch: Batch, token: Tensor | None) -> Tensor:
+        return forks.weighted_sum(batch.losses, self.weights, batch.present, batch.absent, token)
+
+    def backward(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor] | None = None,
+        *,
+        present: Presence | None = None,
+        scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        """Weigh and run the backward: ``.grad`` of every leaf is filled as by ``(scale * balancer(losses)).backward()``.
+
+        Args:
+            losses, present: as in a call.
+            params: the parameters at which a measuring balancer compares the tasks; others ignore it.
+            scale: factor of the loss, such as ``scaler.get_scale()`` or one over the accumulation steps.
+
+        Returns:
+            The weighted loss, detached and without the scale.
+        """
+        loss = self(losses, present=present)
+        (loss * scale).backward()
+        return loss.detach()
+
+    # -- looking at it -------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, float]:
+        """Scalars for a logger; the only place that waits for the device."""
+        return self._by_task("weight", self.weights)
+
+    def _by_task(self, what: str, values: Tensor) -> dict[str, float]:
+        return {f"{what}/{name}": value for name, value in zip(self.tasks, values.tolist(), strict=True)}
+
+    def end_epoch(self) -> None:
+        """Tell the balancer that an epoch has ended; only those that work by epochs do something."""
+
+    def extra_repr(self) -> str:
+        """For ``print``."""
+        return f"tasks={list(self.tasks) if self._tasks.named else len(self.tasks)}"
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the state, but keep its dtype: a network cast to bfloat16 must not round the weights."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the state dict holds besides tensors."""
+        return {"tasks": list(self.tasks)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse the state of other tasks."""
+        if list(state["tasks"]) != list(self.tasks):
+            raise ValueError(f"state_dict: expected the tasks {list(self.tasks)}, got {state['tasks']}")
+
+
+def _per_task(views: list[list[Tensor]], rebuild: Callable[[Sequence[Tensor]], Any]) -> list[Any]:
+    """[N levels][T tasks] views to T structures."""
+    return [rebuild(list(levels)) for levels in zip(*views, strict=True)]
+
+
+class MeasuringBalancer(Balancer):
+    """A balancer that measures the tasks' gradients inside the backward. Subclasses say what they make of them in `take`."""
+
+    def __init__(self, tasks: TasksLike, *, source: SourceLike, update_every: int):
+        super().__init__(tasks)
+        if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
+            raise ValueError(f"update_every: expected a whole number from 1, got {update_every!r}")
+        self._source = resolve(source)
+        self.update_every = update_every
+        self._steps_forked = 0
+        self._forked = False
+        self._token: Tensor | None = None
+
+    def take(self, squared_norms: Tensor, message: Tensor) -> None:
+        """Called once in each measured backward, see `fastmtl.fork.Rule`."""
+        raise NotImplementedError(f"{type(self).__name__} must define take")
+
+    def forward(self, losses: Losses, *, present: Presence | None = None) -> Tensor:
+        """As `Balancer.forward`; in training it completes the fork before it.
+
+        Raises:
+            RuntimeError: in training without a fork before it.
+            TypeError, ValueError: as for `Balancer.forward`.
+        """
+        batch = self._batch(losses, present)
+        if not self._training_now():
+            return self._weigh(batch, None)
+        if not self._forked:
+            raise RuntimeError(
+                "balancer(losses) was called without a fork: call balancer.fork(features) once before each call, or "
+                "balancer.backward(losses, params) in code that cannot fork"
+            )
+        token, self._token, self._forked = self._token, None, False
+        return self._weigh(batch, token)
+
+    def backward(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor] | None = None,
+        *,
+        present: Presence | None = None,
+        scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        """Measure at ``params``, weigh and run the backward: the universal way, for code that cannot fork.
+
+        Takes one vector-Jacobian product a task from its loss to ``params``, then the ordinary backward of the weighted sum:
+        ``.grad`` of every leaf is filled (and hooks run) as by ``(scale * sum_k w_k L_k).backward()``.
+
+        Args:
+            losses, present: as in a call.
+            params: the shared parameters at which the tasks are compared, such as those of the last shared layer.
+            scale: factor of the loss, such as ``scaler.get_scale()`` or one over the accumulation steps.
+
+        Returns:
+            The weighted loss, detached and without the scale.
+
+        Raises:
+            ValueError, TypeError: no parameters, or none that the losses depend on; as for a call.
+            RuntimeError: the balancer is in eval mode, or gradients are off.
+        """
+        if not self._training_now():
+            raise RuntimeError("balancer.backward: expected a balancer in training mode with gradients enabled")
+        if params is None:
+            raise TypeError("params: expected the parameters at which to compare the tasks, got none")
+        targets = Parameters(params).parameters
+        batch = self._batch(losses, present)
+        _, message = ops.weigh([loss.detach() for loss in batch.losses], self.weights, batch.present)
+        factor = torch.as_tensor(scale, dtype=torch.float32, device=self.weights.device)
+        squared_norms = torch.zeros_like(message[: len(self._tasks)])
+        reached = False
+        if self._due():
+            for task, (task_loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
+                if not gone:
+                    slope = factor.to(task_loss.dtype).expand_as(task_loss)
+                    grads = torch.autograd.grad(task_loss, targets, slope, retain_graph=True, allow_unused=True)
+                    if any(grad is not None for grad in grads):
+                        reached = True
+                        squared_norms[task] = torch.ops.fastmtl.squared_norms(grads, 1)[0]
+            if not reached:
+                raise ValueError("params: none of them has a part in any of the losses")
+        loss = self._weigh(batch, None)
+        (loss * factor).backward()
+        used = message[2 + len(self._tasks) : 2 + 2 * len(self._tasks)]
+        self.take(squared_norms * used.square(), ops.with_scale(message, factor))
+        return loss.detach()
+
+    def _due(self) -> bool:
+        """Whether this step is measured."""
+        if self.update_every == 1:
+            return True
+        if torch.compiler.is_compiling():
+            raise RuntimeError("update_every: expected 1 in a compiled step, as the count of steps lives on the host")
+        self._steps_forked += 1
+        return (self._steps_forked - 1) % self.update_every == 0
+
+    def _views(self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None) -> list[Any]:
+        for index, level in enumerate(levels):
+            if not level.requires_grad:
+                raise ValueError(
+                    f"features[{index}]: does not require grad, so no gradient can be measured. Is the backbone frozen, or "
+                    "the tensor detached? Call balancer.eval() to weigh without measuring"
+                )
+            if level.device != self.weights.device:
+                raise ValueError(
+                    f"features[{index}]: expected on {self.weights.device}, where the balancer is, got "
+                    f"{level.device}: call balancer.to({str(level.device)!r})"
+                )
+        if self._token is not None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "fork() was called before balancer(losses) took the fork before it; that one will measure nothing",
+                stacklevel=4,
+            )
+        self._forked = True
+        if not self._due():
+            self._token = None
+            return super()._views(levels, rebuild, tail)
+        tasks = len(self._tasks)
+        if torch.compiler.is_compiling():
+            views, self._token = forks.fork(levels, tasks, self, self._source.locate(levels, None))
+            structures = _per_task(views, rebuild)
+            return structures if tail is None else [tail(structure) for structure in structures]
+        before = None if tail is None else levels
+        if tail is not None:
+            levels, rebuild = flatten(tail(rebuild(levels)))
+        probe = self._source.locate(levels, before)
+        views, self._token = forks.fork(levels, tasks, self, probe)
+        return _per_task(views, rebuild)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: without a fork in flight, which belongs to the graph of this process."""
+        return {**self.__dict__, "_token": None, "_forked": False}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Adds the position in the cycle of ``update_every``."""
+        return {**super().get_extra_state(), "steps_forked": self._steps_forked}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse the state of other tasks; go on in the cycle of ``update_every``."""
+        super().set_extra_state(state)
+        self._steps_forked = int(state["steps_forked"])

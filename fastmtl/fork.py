@@ -1,0 +1,122 @@
+"""The two autograd nodes where everything happens, and the one edge between them.
+
+    features ──> Fork ──> view_1 … view_T ──> heads ──> losses ──> WeightedSum ──> loss
+                   └───────────── token ─────────────────────────────┘
+
+In the backward WeightedSum runs first. The gradient that arrives at it is the loss scale (GradScaler's factor, one over the
+accumulation steps). It sends scale, losses and the weights used back to Fork as the "gradient" of the token. Fork runs when
+all view gradients and the token's have arrived: it measures, updates the weights and passes on the sum. No Python state
+lives between the two, so the order of several forwards and backwards does not matter and all of it compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastmtl import ops
+from fastmtl.sources.base import Gradients, Probe, sums
+
+
+class Rule(Protocol):
+    """What the fork asks of a balancer: to take the measured norms."""
+
+    def take(self, squared_norms: Tensor, message: Tensor) -> None:
+        """Update the weights from [T] squared norms of the arrived gradients and the message of the weighted sum."""
+
+
+def _without_gradient(grads: Gradients, tasks: int) -> list[int]:
+    return [task for task in range(tasks) if all(level[task] is None for level in grads)]
+
+
+class _Fork(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, probe: Probe, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
+        ctx.rule, ctx.probe, ctx.tasks, ctx.levels = rule, probe, tasks, len(features)
+        ctx.set_materialize_grads(False)
+        token = features[0].new_zeros(2 + 3 * tasks, dtype=torch.float32)
+        return (*(level.view_as(level) for level in features for _ in range(tasks)), token)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Any, ...]:
+        *flat, message = arrived
+        tasks = ctx.tasks
+        grads = [flat[level * tasks : (level + 1) * tasks] for level in range(ctx.levels)]
+        if message is None:  # not a backward of the balanced loss: nothing to measure
+            return (None, None, None, *sums(grads))
+        missing = _without_gradient(grads, tasks)
+        if missing:
+            factor = [1.0] * (2 + 2 * tasks) + [2.0 if task in missing else 1.0 for task in range(tasks)]
+            message = message * torch.tensor(factor, device=message.device)  # presence 2: no gradient arrived
+        if len(missing) == tasks:
+            totals, squared_norms = sums(grads), torch.zeros(tasks, device=message.device)
+        else:
+            totals, squared_norms = ctx.probe.sum_and_measure(grads)
+        ctx.rule.take(squared_norms, message)
+        return (None, None, None, *totals)
+
+
+class _Join(torch.autograd.Function):
+    """The fork that measures nothing: T aliases forward, one fused sum backward."""
+
+    @staticmethod
+    def forward(ctx: Any, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
+        ctx.tasks, ctx.levels = tasks, len(features)
+        ctx.set_materialize_grads(False)
+        return tuple(level.view_as(level) for level in features for _ in range(tasks))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *flat: Tensor | None) -> tuple[Any, ...]:
+        return (None, *sums([flat[level * ctx.tasks : (level + 1) * ctx.tasks] for level in range(ctx.levels)]))
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor | None, weights: Tensor, present: Tensor, absent: tuple[bool, ...], *losses: Tensor
+    ) -> Tensor:
+        # The snapshot of losses and weights is made by an op: Inductor would drop a `weights.clone()` and read the
+        # buffer in the backward, after the update.
+        loss, message = ops.weigh(losses, weights, present)
+        ctx.save_for_backward(message)
+        ctx.absent, ctx.sends = absent, token is not None
+        ctx.like = [(item.dtype, item.shape) for item in losses]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        (message,) = ctx.saved_tensors
+        tasks = len(ctx.absent)
+        weights, present = message[2 + tasks : 2 + 2 * tasks], message[2 + 2 * tasks :]
+        slopes = (scale * (weights * present)).unbind()
+        grads = [
+            None if gone else slope.to(dtype).view(shape)
+            for slope, gone, (dtype, shape) in zip(slopes, ctx.absent, ctx.like, strict=True)
+        ]
+        return (ops.with_scale(message, scale) if ctx.sends else None, None, None, None, *grads)
+
+
+def fork(features: Sequence[Tensor], tasks: int, rule: Rule, probe: Probe) -> tuple[list[list[Tensor]], Tensor]:
+    """T views of each of N feature tensors, [N][T], and the token for `weighted_sum`."""
+    *views, token = _Fork.apply(rule, probe, tasks, *features)
+    return [list(views[level * tasks : (level + 1) * tasks]) for level in range(len(features))], token
+
+
+def join(features: Sequence[Tensor], tasks: int) -> list[list[Tensor]]:
+    """T views of each of N feature tensors, [N][T], whose gradients are summed and not measured."""
+    views = _Join.apply(tasks, *features)
+    return [list(views[level * tasks : (level + 1) * tasks]) for level in range(len(features))]
+
+
+def weighted_sum(
+    losses: Sequence[Tensor], weights: Tensor, present: Tensor, absent: tuple[bool, ...], token: Tensor | None
+) -> Tensor:
+    """sum of w_k L_k; its backward sends the message to the fork that made ``token``."""
+    return _WeightedSum.apply(token, weights, present, absent, *losses)

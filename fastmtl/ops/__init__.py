@@ -1,0 +1,21 @@
+"""Functions on gradients that the caller already has; what the balancers are made of."""
+
+from fastmtl.ops import library as _library  # registers the operators
+from fastmtl.ops.lists import gram, squared_norms, weighted_sum
+from fastmtl.ops.moments import sum_moments, sum_norms
+from fastmtl.ops.rules import GradNormState, gradnorm_state, gradnorm_update, weigh, with_scale
+from fastmtl.ops.selection import use_backend
+
+__all__ = [
+    "GradNormState",
+    "gradnorm_state",
+    "gradnorm_update",
+    "gram",
+    "squared_norms",
+    "sum_moments",
+    "sum_norms",
+    "use_backend",
+    "weigh",
+    "weighted_sum",
+    "with_scale",
+]
