@@ -1,0 +1,67 @@
+# Everything a newcomer needs, from a bare machine: `make demo`, `make test`.
+# The package is built against the torch of this environment, without build isolation (which would download a second torch).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format types pytest bench bench-step self-check wheel wheel-check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
+
+test: lint types pytest self-check
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.cpp' 'benchmarks/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.cpp' 'benchmarks/*.cpp' | xargs $(BIN)/clang-format -i
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+pytest: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+self-check: $(VENV)/.test
+	$(BIN)/python -m fastmtl
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.ops $(ARGS)
+
+bench-step: $(VENV)/.test
+	$(BIN)/python -m benchmarks.step $(ARGS)
+
+wheel: $(VENV)/.base
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+# One wheel, built here, under several torch versions, each in an environment of its own.
+wheel-check: wheel
+	PYTHON=$(PYTHON) bash tests/wheel_check.sh dist
+
+$(VENV)/.base:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=23' 'setuptools>=77' wheel ninja numpy '$(TORCH)'
+	touch $@
+
+# Installed again when the build or the C++ sources change; ninja compiles only what is out of date.
+$(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
+	$(BIN)/python -m pip install -q --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[demo]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastmtl/*.so

@@ -1,0 +1,244 @@
+#include "moments.h"
+
+#include <cstring>
+
+namespace fastmtl {
+namespace {
+
+constexpr int64_t kFloatSamples = 64;  // so many samples are added up in S before they go into double
+
+// How the work is cut: units are ranges of positions, and of samples where there are few positions. Chunks of positions
+// are outermost, so that the sums over the samples of a chunk stay in the cache and no T x P array is needed.
+struct Plan {
+  int64_t elements;  // positions of a chunk, or of a group of whole samples
+  int64_t group;     // samples taken together: more than one where a sample is shorter than a chunk
+  int64_t position_units, sample_units;
+
+  Plan(int64_t tasks, int64_t samples, int64_t positions, int64_t element_size)
+      : elements(chunk_elements(tasks, element_size)) {
+    group = std::clamp<int64_t>(elements / std::max<int64_t>(positions, 1), 1, std::max<int64_t>(samples, 1));
+    if (group > 1) elements = positions;
+    const int64_t chunks = ceil_div(positions, elements);
+    const int64_t wanted = wanted_units(tasks * samples * positions * element_size);
+    position_units = std::min(wanted, chunks);
+    // Split samples leave T x P sums each: only where that is little against the T x B x P reads.
+    sample_units = chunks >= 32 ? 1 : std::clamp<int64_t>(std::min(wanted / chunks, samples / 16), 1, 64);
+  }
+};
+
+// The state of one thread.
+template <class S>
+class Worker {
+ public:
+  Worker(const Isa& isa, const MomentsProblem& problem, const std::vector<int64_t>& present, const Plan& plan)
+      : isa_(isa),
+        problem_(problem),
+        present_(present),
+        plan_(plan),
+        tasks_(present.size()),
+        block_(plan.elements * plan.group),
+        scratch_((tasks_ + 1) * 2 * block_),
+        sums_(tasks_ * plan.elements),
+        wide_(tasks_ * plan.elements),
+        q_lanes_(tasks_ * tasks_ * isa.lanes),
+        m_lanes_(tasks_ * tasks_ * isa.lanes),
+        rows_(tasks_),
+        next_(tasks_) {}
+
+  void clear() {
+    std::fill_n(static_cast<double*>(q_lanes_), tasks_ * tasks_ * isa_.lanes, 0.0);
+    std::fill_n(static_cast<double*>(m_lanes_), tasks_ * tasks_ * isa_.lanes, 0.0);
+  }
+
+  // One chunk of positions of samples [begin, end): writes the total, adds to Q and leaves the sums over the samples.
+  void chunk(int64_t position, int64_t count, int64_t begin, int64_t end, const Block& after) {
+    const bool grouped = plan_.group > 1;
+    const int64_t values = tasks_ * plan_.elements;
+    const bool needs_wide = grouped || end - begin > kFloatSamples;
+    if (needs_wide) std::fill_n(static_cast<double*>(wide_), values, 0.0);
+    for (int64_t sample = begin; sample < end; sample += plan_.group) {
+      const int64_t following = sample + plan_.group;
+      const Block block{sample, std::min(plan_.group, end - sample), position, count};
+      const Block next =
+          following < end ? Block{following, std::min(plan_.group, end - following), position, count} : after;
+      if (grouped) {
+        whole_samples(block, next);
+        continue;
+      }
+      const int64_t taken = (sample - begin) % kFloatSamples;
+      one_sample(block, next, taken == 0);
+      if (needs_wide && (taken + 1 == kFloatSamples || following >= end)) {
+        for (int64_t i = 0; i < values; ++i) wide_[i] += static_cast<double>(sums_[i]);
+      }
+    }
+    if (needs_wide) {
+      for (int64_t i = 0; i < values; ++i) sums_[i] = static_cast<S>(wide_[i]);
+    }
+  }
+
+  // Adds the Gram matrix of the sums over samples to M.
+  void add_sums_to_M(int64_t count) {
+    for (int64_t r = 0; r < tasks_; ++r) rows_[r] = sums_ + r * plan_.elements;
+    compute<S>(isa_).gram(rows_.data(), tasks_, count, m_lanes_, {});
+  }
+
+  S* sums() { return sums_; }
+  const double* q_lanes() const { return q_lanes_; }
+  const double* m_lanes() const { return m_lanes_; }
+
+ private:
+  S* load(const Block& block) {
+    for (int64_t r = 0; r < tasks_; ++r)
+      rows_[r] = load_block(isa_, problem_.grads[present_[r]], block, scratch_ + r * 2 * block_);
+    return place_of_block<S>(problem_.total, block, total_scratch());
+  }
+
+  Prefetch prefetch(const Block& next) {
+    if (next.count() == 0) return {};
+    for (int64_t r = 0; r < tasks_; ++r) {
+      next_[r] = address_of_block(problem_.grads[present_[r]], next);
+      if (next_[r] == nullptr) return {};
+    }
+    return {next_.data(), size_of(problem_.total.dtype)};
+  }
+
+  void one_sample(const Block& block, const Block& next, bool first) {
+    S* place = load(block);
+    const Compute<S>& f = compute<S>(isa_);
+    const Prefetch ahead = prefetch(next);
+    if (tasks_ <= isa_.fused_tasks) {
+      f.sum_accumulate_gram(rows_.data(), tasks_, block.positions, place, sums_, plan_.elements, first, q_lanes_, ahead);
+    } else {
+      f.gram(rows_.data(), tasks_, block.positions, q_lanes_, ahead);
+      f.sum_accumulate(rows_.data(), tasks_, block.positions, place, sums_, plan_.elements, first);
+    }
+    store_block<S>(isa_, problem_.total, block, place, total_scratch());
+  }
+
+  // Q needs no boundaries between samples: it is the Gram matrix of everything. Only the sums do.
+  void whole_samples(const Block& block, const Block& next) {
+    S* place = load(block);
+    const Compute<S>& f = compute<S>(isa_);
+    f.gram(rows_.data(), tasks_, block.count(), q_lanes_, prefetch(next));
+    for (int64_t r = 0; r < tasks_; ++r) {
+      double* sums = wide_ + r * plan_.elements;
+      for (int64_t s = 0; s < block.samples; ++s) {
+        const S* row = rows_[r] + s * block.positions;
+        for (int64_t i = 0; i < block.positions; ++i) sums[i] += static_cast<double>(row[i]);
+      }
+    }
+    f.sum(rows_.data(), tasks_, block.count(), place, {});
+    store_block<S>(isa_, problem_.total, block, place, total_scratch());
+  }
+
+  S* total_scratch() { return scratch_ + tasks_ * 2 * block_; }
+
+  const Isa& isa_;
+  const MomentsProblem& problem_;
+  const std::vector<int64_t>& present_;
+  const Plan& plan_;
+  int64_t tasks_, block_;
+  Buffer<S> scratch_, sums_;
+  Buffer<double> wide_, q_lanes_, m_lanes_;
+  std::vector<const S*> rows_;
+  std::vector<const char*> next_;
+};
+
+// Adds up the lanes of the upper triangle.
+void fold(const double* lanes, int64_t tasks, int64_t width, double* to) {
+  for (int64_t i = 0; i < tasks; ++i) {
+    for (int64_t j = i; j < tasks; ++j) {
+      double sum = 0;
+      for (int64_t l = 0; l < width; ++l) sum += lanes[(i * tasks + j) * width + l];
+      to[i * tasks + j] = sum;
+    }
+  }
+}
+
+// The sum of the units' matrices, in their order, spread to the places of the tasks that are present.
+void add_up(const double* partial, int64_t units, const std::vector<int64_t>& present, int64_t tasks, double factor,
+            double* matrix) {
+  const int64_t count = present.size();
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = i; j < count; ++j) {
+      double sum = 0;
+      for (int64_t unit = 0; unit < units; ++unit) sum += partial[(unit * count + i) * count + j];
+      matrix[present[i] * tasks + present[j]] = matrix[present[j] * tasks + present[i]] = factor * sum;
+    }
+  }
+}
+
+}  // namespace
+
+template <class S>
+void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem& problem, double* M, double* Q) {
+  const int64_t tasks = problem.grads.size(), samples = problem.samples, positions = problem.positions;
+  std::fill_n(M, tasks * tasks, 0.0);
+  std::fill_n(Q, tasks * tasks, 0.0);
+  if (samples == 0 || positions == 0) return;
+  std::vector<int64_t> present;
+  for (int64_t k = 0; k < tasks; ++k) {
+    if (problem.grads[k].data != nullptr) present.push_back(k);
+  }
+  const int64_t count = present.size(), square = count * count;
+  const Plan plan(count, samples, positions, sizeof(S));
+  const int64_t chunks = ceil_div(positions, plan.elements), units = plan.position_units * plan.sample_units;
+  const bool split = plan.sample_units > 1;
+  std::vector<double> q_partial(units * square), m_partial(plan.position_units * square);
+  Buffer<S> split_sums(split ? plan.sample_units * count * positions : 0);
+  const auto first_chunk = [&](int64_t unit) { return chunks * unit / plan.position_units; };
+
+  parallel(units, [&](int64_t first, int64_t last) {
+    Worker<S> worker(isa, problem, present, plan);
+    for (int64_t unit = first; unit < last; ++unit) {
+      const int64_t pu = unit % plan.position_units, su = unit / plan.position_units;
+      const int64_t begin = samples * su / plan.sample_units, end = samples * (su + 1) / plan.sample_units;
+      worker.clear();
+      for (int64_t c = first_chunk(pu); c < first_chunk(pu + 1); ++c) {
+        const int64_t position = c * plan.elements, length = std::min(plan.elements, positions - position);
+        const int64_t following = position + length;
+        const Block after = c + 1 < first_chunk(pu + 1)
+                                ? Block{begin, 1, following, std::min(plan.elements, positions - following)}
+                                : Block{0, 1, 0, 0};
+        worker.chunk(position, length, begin, end, after);
+        if (!split) {
+          worker.add_sums_to_M(length);
+          continue;
+        }
+        for (int64_t r = 0; r < count; ++r)
+          std::memcpy(split_sums + (su * count + r) * positions + position, worker.sums() + r * plan.elements,
+                      length * sizeof(S));
+      }
+      fold(worker.q_lanes(), count, isa.lanes, &q_partial[unit * square]);
+      if (!split) fold(worker.m_lanes(), count, isa.lanes, &m_partial[unit * square]);
+    }
+  });
+  if (split) {
+    parallel(plan.position_units, [&](int64_t first, int64_t last) {
+      Worker<S> worker(isa, problem, present, plan);
+      for (int64_t unit = first; unit < last; ++unit) {
+        worker.clear();
+        for (int64_t c = first_chunk(unit); c < first_chunk(unit + 1); ++c) {
+          const int64_t position = c * plan.elements, length = std::min(plan.elements, positions - position);
+          for (int64_t r = 0; r < count; ++r) {
+            for (int64_t i = 0; i < length; ++i) {
+              double sum = 0;
+              for (int64_t su = 0; su < plan.sample_units; ++su)
+                sum += static_cast<double>(split_sums[(su * count + r) * positions + position + i]);
+              worker.sums()[r * plan.elements + i] = static_cast<S>(sum);
+            }
+          }
+          worker.add_sums_to_M(length);
+        }
+        fold(worker.m_lanes(), count, isa.lanes, &m_partial[unit * square]);
+      }
+    });
+  }
+  add_up(q_partial.data(), units, present, tasks, static_cast<double>(samples), Q);
+  add_up(m_partial.data(), plan.position_units, present, tasks, 1.0, M);
+}
+
+template void sum_moments<float>(const Isa&, const Executor&, const MomentsProblem&, double*, double*);
+template void sum_moments<double>(const Isa&, const Executor&, const MomentsProblem&, double*, double*);
+
+}  // namespace fastmtl

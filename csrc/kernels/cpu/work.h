@@ -1,0 +1,57 @@
+// What the drivers share: the parallel loop that the caller brings, chunk sizes, memory of a thread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+namespace fastmtl {
+
+// Runs body(context, begin, end) over ranges that partition [0, units), on any number of threads. Units depend on the
+// problem alone and leave their results in places of their own, so results do not depend on the threads.
+struct Executor {
+  void (*run)(int64_t units, void (*body)(void* context, int64_t begin, int64_t end), void* context);
+
+  template <class Body>
+  void operator()(int64_t units, const Body& body) const {
+    if (units <= 0) return;
+    run(
+        units,
+        [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kMaxUnits = 256;
+constexpr int64_t kUnitBytes = 128 << 10;  // of reads: some 10 microseconds
+
+inline int64_t wanted_units(int64_t bytes) { return std::clamp<int64_t>(bytes / kUnitBytes, 1, kMaxUnits); }
+
+// Elements of a chunk of `rows` rows: 4 to 8 KiB a row keep the memory streaming; all rows together fit the L2 cache.
+inline int64_t chunk_elements(int64_t rows, int64_t element_size) {
+  const int64_t bytes = rows <= 6 ? 8192 : 4096;
+  return bytes / element_size;
+}
+
+// Aligned memory without values.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : data_(static_cast<T*>(std::aligned_alloc(64, ceil_div(std::max<int64_t>(size, 1) * sizeof(T), 64) * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace fastmtl

@@ -1,0 +1,307 @@
+// The ops of fastmtl/backends/contract.py for CPU tensors, in the namespace fastmtl_cpp.
+#include "../kernels/cpu/moments.h"
+#include "../kernels/update_rules.h"
+#include "tensors.h"
+
+namespace fastmtl {
+namespace {
+
+// Statistics leave the kernels in double.
+Tensor statistics(const Tensor& like, std::vector<int64_t> shape, const std::vector<double>& values) {
+  const bool wide = like.scalar_type() == ScalarType::Double;
+  Tensor result = torch::stable::new_empty(like, shape, wide ? ScalarType::Double : ScalarType::Float);
+  if (wide) {
+    std::copy(values.begin(), values.end(), static_cast<double*>(result.mutable_data_ptr()));
+  } else {
+    std::transform(values.begin(), values.end(), static_cast<float*>(result.mutable_data_ptr()),
+                   [](double value) { return static_cast<float>(value); });
+  }
+  return result;
+}
+
+// Calls with a value of the type that arithmetic with `tensor` uses.
+template <class Call>
+auto with_type(const Tensor& tensor, const Call& call) {
+  return tensor.scalar_type() == ScalarType::Double ? call(double{}) : call(float{});
+}
+
+const TensorColumn& checked(const TensorColumn& column) {
+  STD_TORCH_CHECK(!column.empty(), "grads: expected at least one tensor, got none");
+  return column;
+}
+
+std::tuple<Tensor, Tensor, Tensor> sum_moments_op(const OptionalTensors& grads) {
+  const int64_t tasks = grads.size();
+  const TensorColumn column = columns_of(grads, std::max<int64_t>(tasks, 1), "grads")[0];
+  checked(column);
+  STD_TORCH_CHECK(column.like().dim() >= 1, "grads: expected a batch dimension, got shape []");
+  const Isa& chosen = isa();
+  const Tensor total = column.empty_total();
+  const Order order = TensorColumn::order_of(total, true);
+  const MomentsProblem problem{column.views(order).tensors, TensorColumn::view_of(total, order), order.samples(),
+                               order.positions()};
+  std::vector<double> M(tasks * tasks), Q(tasks * tasks);
+  with_type(total, [&](auto zero) {
+    sum_moments<decltype(zero)>(chosen, torch_threads(), problem, M.data(), Q.data());
+  });
+  return {total, statistics(total, {tasks, tasks}, M), statistics(total, {tasks, tasks}, Q)};
+}
+
+std::tuple<Tensor, Tensor> sum_norms_op(const OptionalTensors& grads) {
+  const int64_t tasks = grads.size();
+  const TensorColumn column = columns_of(grads, std::max<int64_t>(tasks, 1), "grads")[0];
+  checked(column);
+  const Isa& chosen = isa();
+  const Tensor total = column.empty_total();
+  const Order order = TensorColumn::order_of(total, false);
+  std::vector<double> norms(tasks);
+  with_type(total, [&](auto zero) {
+    sum_norms<decltype(zero)>(chosen, torch_threads(), column.views(order), TensorColumn::view_of(total, order),
+                              norms.data());
+  });
+  return {total, statistics(total, {tasks}, norms)};
+}
+
+// Columns for the statistics of lists. Those of dtypes other than float64 can be mixed.
+std::pair<std::vector<Column>, const Tensor*> statistics_columns(const OptionalTensors& tensors, int64_t tasks) {
+  const std::vector<TensorColumn> given = columns_of(tensors, tasks, "tensors");
+  std::vector<Column> columns;
+  columns.reserve(given.size());
+  const Tensor* like = nullptr;
+  for (const TensorColumn& column : given) {
+    if (column.empty()) continue;
+    if (like == nullptr) like = &column.like();
+    const bool wide = column.like().scalar_type() == ScalarType::Double;
+    STD_TORCH_CHECK(wide == (like->scalar_type() == ScalarType::Double),
+                    "tensors: expected float64 for all or for none, got ", text(like->scalar_type()), " and ",
+                    text(column.like().scalar_type()));
+    columns.push_back(column.views(column.order()));
+  }
+  STD_TORCH_CHECK(like != nullptr, "tensors: expected at least one tensor, got none");
+  return {std::move(columns), like};
+}
+
+Tensor gram_op(const OptionalTensors& tensors, int64_t tasks) {
+  const auto [columns, like] = statistics_columns(tensors, tasks);
+  const Isa& chosen = isa();
+  std::vector<double> result(tasks * tasks);
+  with_type(*like, [&, &columns = columns](auto zero) {
+    gram<decltype(zero)>(chosen, torch_threads(), columns, tasks, result.data());
+  });
+  return statistics(*like, {tasks, tasks}, result);
+}
+
+Tensor squared_norms_op(const OptionalTensors& tensors, int64_t tasks) {
+  const auto [columns, like] = statistics_columns(tensors, tasks);
+  const Isa& chosen = isa();
+  std::vector<double> result(tasks);
+  with_type(*like, [&, &columns = columns](auto zero) {
+    squared_norms<decltype(zero)>(chosen, torch_threads(), columns, tasks, result.data());
+  });
+  return statistics(*like, {tasks}, result);
+}
+
+template <class S>
+std::vector<S> weights_as(const Tensor& weights) {
+  std::vector<S> values(weights.numel());
+  const void* data = weights.const_data_ptr();
+  for (size_t k = 0; k < values.size(); ++k) {
+    const int64_t at = static_cast<int64_t>(k) * weights.stride(0);
+    values[k] = static_cast<S>(weights.scalar_type() == ScalarType::Double ? static_cast<const double*>(data)[at]
+                                                                           : static_cast<const float*>(data)[at]);
+  }
+  return values;
+}
+
+void check_weights(const Tensor& weights, int64_t tasks) {
+  check_cpu(weights, "weights");
+  STD_TORCH_CHECK(weights.dim() == 1 && weights.numel() == tasks, "weights: expected shape [", tasks, "], got ",
+                  text(weights.sizes()));
+  STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float || weights.scalar_type() == ScalarType::Double,
+                  "weights: expected float32 or float64, got ", text(weights.scalar_type()));
+}
+
+void run_weighted_sum(const std::vector<TensorColumn>& columns, int64_t tasks, const Tensor& weights,
+                      const std::vector<Tensor>& out) {
+  const Isa& chosen = isa();
+  std::vector<Column> views[2];  // float, double
+  std::vector<View> targets[2];
+  for (size_t n = 0; n < columns.size(); ++n) {
+    const bool wide = out[n].scalar_type() == ScalarType::Double;
+    const Order order = TensorColumn::order_of(out[n], false);
+    views[wide].push_back(columns[n].views(order));
+    targets[wide].push_back(TensorColumn::view_of(out[n], order));
+  }
+  weighted_sum<float>(chosen, torch_threads(), views[0], tasks, weights_as<float>(weights).data(), targets[0]);
+  weighted_sum<double>(chosen, torch_threads(), views[1], tasks, weights_as<double>(weights).data(), targets[1]);
+}
+
+std::vector<Tensor> weighted_sum_op(const OptionalTensors& tensors, int64_t tasks, const Tensor& weights) {
+  const std::vector<TensorColumn> columns = columns_of(tensors, tasks, "tensors");
+  check_weights(weights, tasks);
+  std::vector<Tensor> out;
+  out.reserve(columns.size());
+  for (size_t n = 0; n < columns.size(); ++n) {
+    STD_TORCH_CHECK(!columns[n].empty(), "tensors: expected at least one task's tensor ", n, ", got none");
+    out.push_back(columns[n].empty_total());
+  }
+  run_weighted_sum(columns, tasks, weights, out);
+  return out;
+}
+
+void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Tensor& weights,
+                         const std::vector<Tensor>& out) {
+  STD_TORCH_CHECK(tasks >= 1 && tensors.size() == out.size() * tasks, "out: expected ",
+                  tensors.size() / std::max<int64_t>(tasks, 1), " tensors, got ", out.size());
+  for (size_t n = 0; n < out.size(); ++n) {
+    const std::string label = "out[" + std::to_string(n) + "]";
+    check_cpu(out[n], label);
+    dtype_of_tensor(out[n], label);
+    for (int64_t d = 0; d < out[n].dim(); ++d)
+      STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label, ": expected memory of its own for every ",
+                      "element, got an expanded tensor");
+  }
+  if (out.empty()) return;
+  const std::vector<TensorColumn> columns = columns_of(tensors, tasks, "tensors", &out);
+  check_weights(weights, tasks);
+  run_weighted_sum(columns, tasks, weights, out);
+}
+
+double scalar_of(const Tensor& tensor, const std::string& label) {
+  const void* data = tensor.const_data_ptr();
+  float value = 0;
+  switch (dtype_of_tensor(tensor, label)) {
+    case Dtype::f64: return *static_cast<const double*>(data);
+    case Dtype::f32: return *static_cast<const float*>(data);
+    case Dtype::bf16: generic_isa().load_bf16(static_cast<const uint16_t*>(data), 1, &value); break;
+    case Dtype::f16: generic_isa().load_f16(static_cast<const uint16_t*>(data), 1, &value); break;
+  }
+  return value;
+}
+
+void check(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
+  check_cpu(tensor, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", text(type), ", got ", text(tensor.scalar_type()));
+  STD_TORCH_CHECK(equal(tensor.sizes(), shape), name, ": expected shape ", text(Shape(shape)), ", got ",
+                  text(tensor.sizes()));
+}
+
+std::tuple<Tensor, Tensor> weigh_op(const std::vector<Tensor>& losses, const Tensor& weights, const Tensor& present) {
+  const int64_t tasks = losses.size();
+  STD_TORCH_CHECK(tasks >= 1, "losses: expected at least one tensor, got none");
+  check(weights, "weights", ScalarType::Float, {tasks});
+  check(present, "present", ScalarType::Bool, {tasks});
+  bool wide = false;
+  double sum = 0;
+  std::vector<double> values(tasks);
+  for (int64_t k = 0; k < tasks; ++k) {
+    const std::string label = "losses[" + std::to_string(k) + "]";
+    check_cpu(losses[k], label);
+    STD_TORCH_CHECK(losses[k].numel() == 1, label, ": expected one element, got shape ", text(losses[k].sizes()));
+    values[k] = scalar_of(losses[k], label);
+    wide = wide || losses[k].scalar_type() == ScalarType::Double;
+  }
+  const Tensor message = torch::stable::new_empty(weights, {2 + 3 * tasks}, ScalarType::Float);
+  float* to = static_cast<float*>(message.mutable_data_ptr());
+  to[0] = to[1] = 1;
+  for (int64_t k = 0; k < tasks; ++k) {
+    const float weight = static_cast<const float*>(weights.const_data_ptr())[k * weights.stride(0)];
+    const bool there = static_cast<const bool*>(present.const_data_ptr())[k * present.stride(0)];
+    if (there) sum += static_cast<double>(weight) * values[k];
+    to[2 + k] = static_cast<float>(values[k]);
+    to[2 + tasks + k] = weight;
+    to[2 + 2 * tasks + k] = there ? 1 : 0;
+  }
+  const Tensor loss = torch::stable::new_empty(weights, Shape(), wide ? ScalarType::Double : ScalarType::Float);
+  if (wide) {
+    *static_cast<double*>(loss.mutable_data_ptr()) = sum;
+  } else {
+    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(sum);
+  }
+  return {loss, message};
+}
+
+// A state tensor: changed in place, so it must be plain memory.
+template <class T>
+T* state(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
+  check(tensor, name, type, std::move(shape));
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+void gradnorm_update_op(const Tensor& squared_norms, const Tensor& message, const Tensor& weights,
+                        const Tensor& initial_losses, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                        const Tensor& steps, const Tensor& weight_sum, const Tensor& norms, const Tensor& rates,
+                        const Tensor& counters, const Tensor& task_counters, double alpha, double lr, bool adam,
+                        double beta1, double beta2, double eps, double min_weight) {
+  const int64_t tasks = weights.numel();
+  const bool wide = squared_norms.scalar_type() == ScalarType::Double;
+  check(squared_norms, "squared_norms", wide ? ScalarType::Double : ScalarType::Float, {tasks});
+  check(message, "message", ScalarType::Float, {2 + 3 * tasks});
+  with_type(squared_norms, [&](auto zero) {
+    using Norm = decltype(zero);
+    const GradNormArguments<Norm> arguments{
+        tasks,
+        static_cast<const Norm*>(squared_norms.const_data_ptr()),
+        squared_norms.stride(0),
+        static_cast<const float*>(message.const_data_ptr()),
+        message.stride(0),
+        state<float>(weights, "weights", ScalarType::Float, {tasks}),
+        state<float>(initial_losses, "initial_losses", ScalarType::Float, {tasks}),
+        state<float>(exp_avg, "exp_avg", ScalarType::Float, {tasks}),
+        state<float>(exp_avg_sq, "exp_avg_sq", ScalarType::Float, {tasks}),
+        state<int64_t>(steps, "steps", ScalarType::Long, {tasks}),
+        state<double>(weight_sum, "weight_sum", ScalarType::Double, {tasks}),
+        state<float>(norms, "norms", ScalarType::Float, {tasks}),
+        state<float>(rates, "rates", ScalarType::Float, {tasks}),
+        state<int64_t>(counters, "counters", ScalarType::Long, {2}),
+        state<int64_t>(task_counters, "task_counters", ScalarType::Long, {3, tasks}),
+        alpha,
+        lr,
+        adam,
+        beta1,
+        beta2,
+        eps,
+        min_weight,
+    };
+    GradNormUpdate<Norm> update(arguments);
+    update();
+  });
+}
+
+std::string selected_isa_op() { return isa().name; }
+
+}  // namespace
+}  // namespace fastmtl
+
+// The same schemas as contract.SCHEMAS: a test compares them.
+STABLE_TORCH_LIBRARY(fastmtl_cpp, library) {
+  library.def("sum_moments(Tensor?[] grads) -> (Tensor total, Tensor M, Tensor Q)");
+  library.def("sum_norms(Tensor?[] grads) -> (Tensor total, Tensor squared_norms)");
+  library.def("gram(Tensor?[] tensors, int tasks) -> Tensor");
+  library.def("squared_norms(Tensor?[] tensors, int tasks) -> Tensor");
+  library.def("weighted_sum(Tensor?[] tensors, int tasks, Tensor weights) -> Tensor[]");
+  library.def("weighted_sum_out(Tensor?[] tensors, int tasks, Tensor weights, Tensor(a!)[] out) -> ()");
+  library.def("weigh(Tensor[] losses, Tensor weights, Tensor present) -> (Tensor loss, Tensor message)");
+  library.def(
+      "gradnorm_update(Tensor squared_norms, Tensor message, Tensor(a!) weights, Tensor(b!) initial_losses, "
+      "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, Tensor(f!) weight_sum, Tensor(g!) norms, "
+      "Tensor(h!) rates, Tensor(i!) counters, Tensor(j!) task_counters, float alpha, float lr, bool adam, float beta1, "
+      "float beta2, float eps, float min_weight) -> ()");
+  library.def("selected_isa() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmtl_cpp, CPU, library) {
+  library.impl("sum_moments", TORCH_BOX(&fastmtl::sum_moments_op));
+  library.impl("sum_norms", TORCH_BOX(&fastmtl::sum_norms_op));
+  library.impl("gram", TORCH_BOX(&fastmtl::gram_op));
+  library.impl("squared_norms", TORCH_BOX(&fastmtl::squared_norms_op));
+  library.impl("weighted_sum", TORCH_BOX(&fastmtl::weighted_sum_op));
+  library.impl("weighted_sum_out", TORCH_BOX(&fastmtl::weighted_sum_out_op));
+  library.impl("weigh", TORCH_BOX(&fastmtl::weigh_op));
+  library.impl("gradnorm_update", TORCH_BOX(&fastmtl::gradnorm_update_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmtl_cpp, CompositeExplicitAutograd, library) {
+  library.impl("selected_isa", TORCH_BOX(&fastmtl::selected_isa_op));
+}

@@ -1,0 +1,30 @@
+"""What all tests share: a fixed seed, and every backend that runs here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmtl import ops
+from fastmtl.ops import selection
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `training.networks` and its neighbours, in every import mode
+
+CPU = torch.device("cpu")
+AVAILABLE = [name for name in selection.BACKENDS if selection.unavailable(name, CPU) is None]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(20260)
+
+
+@pytest.fixture(params=AVAILABLE)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn; tests without this fixture run on the default one."""
+    with ops.use_backend(request.param):
+        yield request.param

@@ -1,0 +1,65 @@
+"""Every op of every backend against the reference in float64, on the shared table of cases."""
+
+import pytest
+import torch
+
+from fastmtl import testing
+from fastmtl.backends.contract import SCHEMAS
+from fastmtl.ops.selection import BACKENDS, unavailable
+
+CPU = torch.device("cpu")
+CASES = list(testing.cases())
+
+
+def available(name: str) -> None:
+    reason = unavailable(name, CPU)
+    if reason is not None:
+        pytest.skip(f"backend {name} is not available: {reason}")
+
+
+def test_every_op_has_cases():
+    assert {case.op for case in CASES} == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_agrees_with_the_reference(case, backend):
+    available(backend)
+    outcome = testing.check(case, backend, CPU)
+    assert outcome.passed, f"error {outcome.error} of the tolerance"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", [case for case in CASES if case.dtype == torch.float32], ids=str)
+def test_same_inputs_give_the_same_bits(case, backend):
+    available(backend)
+    first, second = (testing.run(BACKENDS[backend], case, case.arguments(CPU)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+class DropsAnElement:
+    """A wrong backend: the last element of the last gradient counts as zero."""
+
+    def __getattr__(self, op):
+        def call(grads):
+            last = max(k for k, grad in enumerate(grads) if grad is not None)
+            spoiled = grads[last].clone(memory_format=torch.contiguous_format)
+            spoiled.view(-1)[-1] = 0
+            return getattr(BACKENDS["reference"], op)([*grads[:last], spoiled, *grads[last + 1 :]])
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in CASES
+        if case.op in ("sum_moments", "sum_norms") and "empty" not in case.name and case.dtype == torch.float32
+    ],
+    ids=str,
+)
+def test_the_check_notices_a_dropped_element(case, monkeypatch):
+    monkeypatch.setitem(testing.BACKENDS, "wrong", DropsAnElement())
+    assert not testing.check(case, "wrong", CPU).passed
