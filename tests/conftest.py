@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from fastmtl import ops
 from fastmtl.ops import selection
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `training.networks` and its neighbours, in every import mode
 
 CPU = torch.device("cpu")
 AVAILABLE = [name for name in selection.BACKENDS if selection.unavailable(name, CPU) is None]

@@ -171,7 +171,7 @@ class MeasuringBalancer(Balancer):
         super().__init__(tasks)
         if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
             raise ValueError(f"update_every: expected a whole number from 1, got {update_every!r}")
-        self._source = resolve(source)
+        self._source = resolve(source, len(self._tasks))
         self.update_every = update_every
         self._steps_forked = 0
         self._forked = False

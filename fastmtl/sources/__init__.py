@@ -17,8 +17,8 @@ SourceLike: TypeAlias = str | nn.Module | Tensor | Sequence[Tensor]
 __all__ = ["CarriedProbe", "Features", "Gradients", "Layer", "Parameters", "Probe", "Source", "SourceLike", "resolve", "sums"]
 
 
-def resolve(source: SourceLike) -> Source:
-    """The source that a user's ``source=`` means.
+def resolve(source: SourceLike, tasks: int) -> Source:
+    """The source that a user's ``source=`` means, for a number of tasks.
 
     Raises:
         ValueError, TypeError: it means none.
@@ -28,7 +28,7 @@ def resolve(source: SourceLike) -> Source:
             raise ValueError(f"source: expected 'features', a layer or parameters, got {source!r}")
         return Features()
     if isinstance(source, nn.Module):
-        return Layer(source)
+        return Layer(source, tasks)
     if isinstance(source, Tensor):
         return Parameters([source])
     if isinstance(source, Sequence):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl.backends.contract import present_of
 from fastmtl.sources.base import Gradients, Probe, sums
@@ -58,17 +58,29 @@ class Parameters:
             if not isinstance(parameter, Tensor) or not parameter.is_leaf:
                 raise TypeError(f"source[{index}]: expected a parameter (a leaf tensor), got {type(parameter).__name__}")
 
-    def locate(self, features: Sequence[Tensor], before_tail: Sequence[Tensor] | None) -> Probe:
-        """Find the parameters in the graph behind ``features``."""
+    def find(
+        self, features: Sequence[Tensor]
+    ) -> tuple[list[GradientEdge], list[Tensor], list[list[tuple[Node, int]]]]:
+        """The roots of the graph behind ``features``, the parameters that are trained, and the operations that use each.
+
+        Raises:
+            ValueError: no parameter is trained, or none took part in computing ``features``.
+        """
         if torch.compiler.is_compiling():
             raise RuntimeError("source: expected 'features' in a compiled step, where inner gradients are out of reach")
         trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         if not trained:
             raise ValueError("source: none of its parameters requires grad")
         roots = edges_of(features)
-        if not any(users(roots, trained)):
+        found = users(roots, trained)
+        if not any(found):
             raise ValueError(
                 "source: its parameters took no part in computing `features`. Was the model copied after the balancer was "
                 "made, or is the layer used after the fork? In a compiled model use source='features' or fork(..., tail=)"
             )
+        return roots, trained, found
+
+    def locate(self, features: Sequence[Tensor], before_tail: Sequence[Tensor] | None) -> Probe:
+        """Find the parameters in the graph behind ``features``."""
+        roots, trained, _ = self.find(features)
         return CarriedProbe(roots, edges_of(trained))

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from training.networks import (
+from tests.training.networks import (
     PLACES,
     Problem,
     assert_same_gradients,

