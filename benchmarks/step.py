@@ -1,6 +1,7 @@
 """A whole training step with GradNorm against equal weighting: time and peak memory.
 
-Backbone like ResNet-18 at half width (2.8 M parameters, GroupNorm), batch 8, 64x64 images, features 256 x 8 x 8, T dense heads.
+Backbone like ResNet-18 at half width (2.8 M parameters, GroupNorm), batch 8, 64x64 images, features 256 x 8 x 8, T
+dense heads.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
 
-import torch  # noqa: E402
+import torch
 
 
 @dataclass(frozen=True)

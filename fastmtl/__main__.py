@@ -21,7 +21,9 @@ def devices() -> list[torch.device]:
 
 def main() -> int:
     """Print the report; 0 where every op passed."""
-    print(f"fastmtl {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(
+        f"fastmtl {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
     failed = 0
     cases = list(testing.cases())
     for device in devices():

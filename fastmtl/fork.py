@@ -3,10 +3,11 @@
     features ──> Fork ──> view_1 … view_T ──> heads ──> losses ──> WeightedSum ──> loss
                    └───────────── token ─────────────────────────────┘
 
-In the backward WeightedSum runs first. The gradient that arrives at it is the loss scale (GradScaler's factor, one over the
-accumulation steps). It sends scale, losses and the weights used back to Fork as the "gradient" of the token. Fork runs when
-all view gradients and the token's have arrived: it measures, updates the weights and passes on the sum. No Python state
-lives between the two, so the order of several forwards and backwards does not matter and all of it compiles.
+In the backward WeightedSum runs first. The gradient that arrives at it is the loss scale (GradScaler's factor, one
+over the accumulation steps). It sends scale, losses and the weights used back to Fork as the "gradient" of the
+token. Fork runs when all view gradients and the token's have arrived: it measures, updates the weights and passes on
+the sum. No Python state lives between the two, so the order of several forwards and backwards does not matter and
+all of it compiles.
 """
 
 from __future__ import annotations
@@ -118,5 +119,5 @@ def join(features: Sequence[Tensor], tasks: int) -> list[list[Tensor]]:
 def weighted_sum(
     losses: Sequence[Tensor], weights: Tensor, present: Tensor, absent: tuple[bool, ...], token: Tensor | None
 ) -> Tensor:
-    """sum of w_k L_k; its backward sends the message to the fork that made ``token``."""
+    """The sum of w_k L_k; its backward sends the message to the fork that made ``token``."""
     return _WeightedSum.apply(token, weights, present, absent, *losses)

@@ -1,7 +1,7 @@
 """The table of cases on which every backend must agree with the reference: for `python -m fastmtl` and for the tests.
 
-The rule: against the reference run in float64, the error is at most twice that of the reference run at the case's own dtype,
-plus the rounding of the result (for float64 cases: the bound of a sum of that many terms).
+The rule: against the reference run in float64, the error is at most twice that of the reference run at the case's
+own dtype, plus the rounding of the result (for float64 cases: the bound of a sum of that many terms).
 """
 
 from __future__ import annotations
@@ -211,18 +211,18 @@ def _update_cases() -> Iterator[Case]:
             for adam in (True, False):
                 yield _update_case(tasks, alpha, adam, "", lambda values: None)
     changes: dict[str, Callable[[dict[str, Tensor]], None]] = {
-        "first": lambda values: values["initial_losses"].fill_(float("nan")),  # type: ignore[dict-item, return-value]
+        "first": lambda values: values["initial_losses"].fill_(float("nan")),  # type: ignore[dict-item]
         "absent": set_item("message", 2 + 6 + 1, 0.0),
         "no-gradient": set_item("message", 2 + 6 + 1, 2.0),
         "loss-nan": set_item("message", 2 + 1, float("nan")),
         "loss-negative": set_item("message", 2 + 1, -1.0),
-        "losses-zero": lambda values: values["message"][2:5].zero_(),  # type: ignore[dict-item, return-value]
+        "losses-zero": lambda values: values["message"][2:5].zero_(),  # type: ignore[dict-item]
         "norm-inf": set_item("squared_norms", 0, float("inf")),
         "norm-zero": set_item("squared_norms", 0, 0.0),
         "scale-zero": set_item("message", 1, 0.0),
         "scale-inf": set_item("message", 1, float("inf")),
         "not-valid": set_item("message", 0, 0.0),
-        "initial-zero-loss": lambda values: (  # type: ignore[dict-item, return-value]
+        "initial-zero-loss": lambda values: (  # type: ignore[dict-item]
             values["initial_losses"].fill_(float("nan")),
             values["message"][2:3].zero_(),
         ),

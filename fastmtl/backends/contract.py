@@ -1,13 +1,13 @@
 """What every backend implements: the ops' schemas and the conventions that all of them share.
 
-
 - Lists are task-major: ``T`` tasks of ``N`` tensors each are passed as ``T * N`` tensors, task after task.
 - ``None`` stands for a gradient that did not arrive; it counts as zeros.
 - Statistics (``M``, ``Q``, squared norms) are float32, and float64 where the gradients are float64.
 - The sum of gradients keeps their dtype and is formed in float32 (float64 for float64), in the order of the tasks.
-- A *message* is the float32 vector ``[valid, scale, L_1..L_T, w_1..w_T, present_1..present_T]`` that the backward of the
-  weighted sum sends to the fork: what the update of the weights needs to know besides the gradients. ``valid`` is 1;
-  ``present_k`` is 1, 0 for a task that is absent, and 2 for one that is present but whose gradient did not arrive.
+- A *message* is the float32 vector ``[valid, scale, L_1..L_T, w_1..w_T, present_1..present_T]`` that the backward of
+  the weighted sum sends to the fork: what the update of the weights needs to know besides the gradients. ``valid``
+  is 1; ``present_k`` is 1, 0 for a task that is absent, and 2 for one that is present but whose gradient did not
+  arrive.
 """
 
 from __future__ import annotations

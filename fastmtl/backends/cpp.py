@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ LIBRARY = Path(__file__).resolve().parent.parent / "_C_cpu.so"
 def _failure_to_load() -> str | None:
     """Loads the library; the reason where that fails."""
     if not LIBRARY.exists():
-        return f"the library is not built: {LIBRARY} is missing (no C++ compiler, or no torch, when fastmtl was installed)"
+        return (
+            f"the library is not built: {LIBRARY} is missing (no C++ compiler, or no torch, when fastmtl was installed)"
+        )
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
@@ -31,47 +34,51 @@ def unavailable(device: torch.device) -> str | None:
     return _failure_to_load()
 
 
-def instruction_set() -> str:
-    """The instruction set that the kernels use: generic, avx2 or avx512. ``FASTMTL_CPU_ISA`` forces one."""
+def _ops() -> Any:
     reason = _failure_to_load()
     if reason is not None:
         raise RuntimeError(reason)
-    return str(torch.ops.fastmtl_cpp.selected_isa())
+    return torch.ops.fastmtl_cpp
+
+
+def instruction_set() -> str:
+    """The instruction set that the kernels use: generic, avx2 or avx512. ``FASTMTL_CPU_ISA`` forces one."""
+    return str(_ops().selected_isa())
 
 
 def sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over tasks, Gram matrix M of the sums over dimension 0, and Q = B * sum_b of the per-sample Gram matrices."""
-    return torch.ops.fastmtl_cpp.sum_moments(grads)
+    return _ops().sum_moments(grads)
 
 
 def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Sum over tasks and each task's squared Frobenius norm."""
-    return torch.ops.fastmtl_cpp.sum_norms(grads)
+    return _ops().sum_norms(grads)
 
 
 def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Inner products of the T gradients, each a list of N tensors."""
-    return torch.ops.fastmtl_cpp.gram(tensors, tasks)
+    return _ops().gram(tensors, tasks)
 
 
 def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Squared norms of the T gradients, each a list of N tensors."""
-    return torch.ops.fastmtl_cpp.squared_norms(tensors, tasks)
+    return _ops().squared_norms(tensors, tasks)
 
 
 def weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
     """sum_k w_k g_k of T gradients, each a list of N tensors; N tensors."""
-    return torch.ops.fastmtl_cpp.weighted_sum(tensors, tasks, weights)
+    return _ops().weighted_sum(tensors, tasks, weights)
 
 
 def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor, out: Sequence[Tensor]) -> None:
     """As `weighted_sum`, into ``out``; ``out[n]`` may be one of the gradients that it is the sum of."""
-    torch.ops.fastmtl_cpp.weighted_sum_out(tensors, tasks, weights, out)
+    _ops().weighted_sum_out(tensors, tasks, weights, out)
 
 
 def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
-    return torch.ops.fastmtl_cpp.weigh(losses, weights, present)
+    """The sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
+    return _ops().weigh(losses, weights, present)
 
 
 def gradnorm_update(
@@ -96,7 +103,7 @@ def gradnorm_update(
     min_weight: float,
 ) -> None:
     """One step of GradNorm's weights, as `fastmtl.backends.reference.gradnorm_update`."""
-    torch.ops.fastmtl_cpp.gradnorm_update(
+    _ops().gradnorm_update(
         squared_norms,
         message,
         weights,

@@ -88,7 +88,7 @@ def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tens
 
 
 def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
+    """The sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
     wide = any(loss.dtype == torch.float64 for loss in losses)
     values = torch.stack([loss.reshape(()).to(torch.float64 if wide else torch.float32) for loss in losses])
     loss = torch.where(present, weights * values, torch.zeros_like(values)).sum()
@@ -150,8 +150,8 @@ def gradnorm_update(
     if adam:
         new_avg = beta1 * exp_avg.double() + (1 - beta1) * gradient
         new_avg_sq = beta2 * exp_avg_sq.double() + (1 - beta2) * gradient.square()
-        denominator = (new_avg_sq / (1 - beta2**new_steps.double())).sqrt() + eps
-        moved = weights.double() - lr * new_avg / (1 - beta1**new_steps.double()) / denominator
+        denominator = (new_avg_sq / (1 - beta2 ** new_steps.double())).sqrt() + eps
+        moved = weights.double() - lr * new_avg / (1 - beta1 ** new_steps.double()) / denominator
         exp_avg.copy_(torch.where(stepped, new_avg.float(), exp_avg))
         exp_avg_sq.copy_(torch.where(stepped, new_avg_sq.float(), exp_avg_sq))
     else:

@@ -50,17 +50,18 @@ class Balancer(nn.Module):
 
         Args:
             features: a floating-point tensor, or a tuple, list or dict of them (a feature pyramid).
-            tail: shared operations that follow, applied to ``features`` before the heads; the gradients are then measured at
-                ``features`` and not at the result. Needed only where the backbone is compiled and the place of
-                measurement is not its end. In a compiled step it is applied to each view, so it must not be random there.
+            tail: shared operations that follow, applied to ``features`` before the heads; the gradients are then
+                measured at ``features`` and not at the result. Needed only where the backbone is compiled and the
+                place of measurement is not its end. In a compiled step it is applied to each view, so it must not be
+                random there.
 
         Returns:
             A tuple of T views, or a dict by name where the tasks have names; each like ``features`` (like ``tail``'s
             result). In-place operations on a view raise torch's error: the views share memory.
 
         Raises:
-            TypeError, ValueError: what is not a tensor of floating-point numbers; a measuring balancer whose features do not
-                require grad, are on another device than its state, or do not come from its source.
+            TypeError, ValueError: what is not a tensor of floating-point numbers; a measuring balancer whose
+                features do not require grad, are on another device than its state, or do not come from its source.
         """
         levels, rebuild = flatten(features)
         if not self._training_now():
@@ -77,17 +78,18 @@ class Balancer(nn.Module):
         """The scalar sum_k w_k L_k, w from before this step's update.
 
         Args:
-            losses: [T] tensor, sequence of T scalars, or dict by name; reduced and unweighted, float32, bfloat16, float16
-                or float64. A task that is absent from this batch is missing in the dict, or None in the sequence.
-            present: which tasks are in this batch: T booleans, a dict of booleans, names, or a [T] bool tensor. The loss
-                of an absent task is ignored, whatever it is.
+            losses: [T] tensor, sequence of T scalars, or dict by name; reduced and unweighted, float32, bfloat16,
+                float16 or float64. A task that is absent from this batch is missing in the dict, or None in the
+                sequence.
+            present: which tasks are in this batch: T booleans, a dict of booleans, names, or a [T] bool tensor. The
+                loss of an absent task is ignored, whatever it is.
 
         Returns:
             0-d float32 (float64 where a loss is float64).
 
         Raises:
-            TypeError, ValueError: wrong number or names of tasks; a loss that is not a scalar, or (in training) does not
-                require grad; no task present.
+            TypeError, ValueError: wrong number or names of tasks; a loss that is not a scalar, or (in training) does
+                not require grad; no task present.
         """
         return self._weigh(self._batch(losses, present), None)
 
@@ -165,7 +167,7 @@ def _per_task(views: list[list[Tensor]], rebuild: Callable[[Sequence[Tensor]], A
 
 
 class MeasuringBalancer(Balancer):
-    """A balancer that measures the tasks' gradients inside the backward. Subclasses say what they make of them in `take`."""
+    """A balancer that measures the tasks' gradients inside the backward; subclasses define `take`."""
 
     def __init__(self, tasks: TasksLike, *, source: SourceLike, update_every: int):
         super().__init__(tasks)

@@ -1,4 +1,4 @@
-"""Dynamic weight average (Liu, Johns, Davison: End-to-End Multi-Task Learning with Attention, CVPR 2019, arXiv 1803.10704)."""
+"""Dynamic weight average (Liu, Johns, Davison: End-to-End MTL with Attention, CVPR 2019, arXiv 1803.10704)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastmtl.balancers.tasks import Batch, TasksLike
 
 
 class DynamicWeightAverage(Balancer):
-    """Weights from how much each task's epoch loss fell: w_k = T softmax_k(L_k(t-1) / L_k(t-2) / temperature) (paper, eq. 7).
+    """Weights from how much each task's epoch loss fell: w_k = T softmax_k(L_k(t-1) / L_k(t-2) / tau) (paper, eq. 7).
 
     L is a task's mean loss over an epoch; the weights are 1 in the first two. Call ``balancer.end_epoch()`` after each epoch
     (the other balancers have it too, and do nothing).
 
     Args:
         tasks: the number of tasks, 1 to 64, or their names.
-        temperature: of the softmax, > 0; 2 in the paper. Larger values make the weights more equal.
+        temperature: tau of the softmax, > 0; 2 in the paper. Larger values make the weights more equal.
 
     Attributes:
         weights: [T] float32, positive, sum T.

@@ -33,17 +33,18 @@ def _number(name: str, value: float, low: float, *, low_allowed: bool) -> float:
 class GradNorm(MeasuringBalancer):
     """Task weights that equalise the tasks' gradient norms, moderated by how fast each trains (algorithm 1 of the paper).
 
-    With G_k = w_k ||grad L_k|| at the source, r_k = (L_k / L_k(0)) / mean_j (L_j / L_j(0)) and the target mean(G) r_k^alpha, the
-    weights take one optimiser step down sum_k |G_k - target_k| in each backward, in closed form and without a second
-    backward; then they are scaled to the sum T. A step trains with the weights from before its update.
+    With G_k = w_k ||grad L_k|| at the source, r_k = (L_k / L_k(0)) / mean_j (L_j / L_j(0)) and the target mean(G)
+    r_k^alpha, the weights take one optimiser step down sum_k |G_k - target_k| in each backward, in closed form and
+    without a second backward; then they are scaled to the sum T. A step trains with the weights from before its update.
 
     Args:
         tasks: the number of tasks, 1 to 64, or their names.
-        alpha: strength of the pull of slow tasks, >= 0. 0 makes gradient norms equal; the paper used 0.12 (toy), 1.5 (NYUv2) and
-            0.2 to 0.3 (facial landmarks), others found 0 best on Cityscapes (Liu et al. 2021). There is no good default.
-        source: where norms are measured. ``"features"``: the gradient of the features, nearly free. A layer (``nn.Linear``,
-            ``nn.Conv2d``, ...): its weight and bias together, the paper's choice for the last shared layer; shared operations
-            may follow it before the fork. A parameter or a list: those together.
+        alpha: strength of the pull of slow tasks, >= 0. 0 makes gradient norms equal; the paper used 0.12 (toy), 1.5
+            (NYUv2) and 0.2 to 0.3 (facial landmarks), others found 0 best on Cityscapes (Liu et al. 2021). There is
+            no good default.
+        source: where norms are measured. ``"features"``: the gradient of the features, nearly free. A layer
+            (``nn.Linear``, ``nn.Conv2d``, ...): its weight and bias together, the paper's choice for the last shared
+            layer; shared operations may follow it before the fork. A parameter or a list: those together.
         lr: step size of the weights (0.025 in the paper).
         optimizer: ``"adam"`` (the paper's, betas 0.9 and 0.999) or ``"sgd"``.
         initial_losses: L_k(0), positive: T numbers or a dict by name, such as log(C) for cross entropy over C classes
@@ -56,8 +57,8 @@ class GradNorm(MeasuringBalancer):
         norms: [T] float32, the last ||grad L_k|| (unweighted, without the loss scale).
         rates: [T] float32, the last r_k.
 
-    A step with a non-finite loss, gradient or scale changes nothing and is counted in `report`. GradNorm is the subject of US
-    patent 11,537,895 B2.
+    A step with a non-finite loss, gradient or scale changes nothing and is counted in `report`. GradNorm is the
+    subject of US patent 11,537,895 B2.
     """
 
     norms: Tensor

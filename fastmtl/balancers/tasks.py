@@ -48,7 +48,9 @@ class Tasks:
 
     def _in_order(self, argument: str, values: Mapping[str, Any]) -> list[Any]:
         if not self.named:
-            raise TypeError(f"{argument}: expected a sequence of {len(self)}, as the tasks have no names, got a mapping")
+            raise TypeError(
+                f"{argument}: expected a sequence of {len(self)}, as the tasks have no names, got a mapping"
+            )
         unknown = [name for name in values if name not in self.names]
         if unknown:
             raise ValueError(f"{argument}: unknown tasks {unknown}; the tasks are {list(self.names)}")

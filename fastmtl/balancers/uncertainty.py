@@ -14,8 +14,8 @@ from fastmtl.balancers.tasks import Losses, Presence, TasksLike
 class UncertaintyWeighting(Balancer):
     """Losses weighted by learned homoscedastic uncertainty: sum_k c_k exp(-s_k) L_k + s_k / 2 with s_k = log sigma_k^2.
 
-    c_k is 1/2 for regression (squared error) and 1 for classification (cross entropy). The s_k are parameters: give them to
-    the optimiser, ``Adam([*model.parameters(), *balancer.parameters()])``.
+    c_k is 1/2 for regression (squared error) and 1 for classification (cross entropy). The s_k are parameters: give
+    them to the optimiser, ``Adam([*model.parameters(), *balancer.parameters()])``.
 
     Args:
         tasks: the number of tasks, 1 to 64, or their names.

@@ -1,6 +1,6 @@
 """Functions on gradients that the caller already has; what the balancers are made of."""
 
-from fastmtl.ops import library as _library  # registers the operators
+import fastmtl.ops.library  # noqa: F401  (registers the operators)
 from fastmtl.ops.lists import gram, squared_norms, weighted_sum
 from fastmtl.ops.moments import sum_moments, sum_norms
 from fastmtl.ops.rules import GradNormState, gradnorm_state, gradnorm_update, weigh, with_scale

@@ -1,4 +1,4 @@
-"""Reading the ``grads`` argument of the public ops: three forms in, one task-major list out, or an error that says why."""
+"""Reading the ``grads`` argument of the public ops: three forms in, one task-major list or a clear error out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class TaskLists:
             )
         for n, (target, column) in enumerate(zip(out, columns(self.flat, self.tasks), strict=True)):
             like = present_of(column)[0] if present_of(column) else None
-            if like is not None and (target.shape, target.dtype, target.device) != (like.shape, like.dtype, like.device):
+            if like is not None and (target.shape, target.dtype, target.device) != (
+                like.shape,
+                like.dtype,
+                like.device,
+            ):
                 raise ValueError(
                     f"out[{n}]: expected {list(like.shape)} {like.dtype} on {like.device}, got "
                     f"{list(target.shape)} {target.dtype} on {target.device}"
@@ -75,7 +79,9 @@ def as_lists(grads: Gradients) -> TaskLists:
     """
     if isinstance(grads, Tensor):
         if grads.dim() < 2:
-            raise ValueError(f"grads: expected a [T, P] matrix or T tensors, got one tensor of shape {list(grads.shape)}")
+            raise ValueError(
+                f"grads: expected a [T, P] matrix or T tensors, got one tensor of shape {list(grads.shape)}"
+            )
         per_task: list[list[Tensor | None]] = [[row] for row in grads.unbind()]
         nested = False
     elif isinstance(grads, Sequence) and not isinstance(grads, str):

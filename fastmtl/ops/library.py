@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmtl.backends.contract import SCHEMAS, columns, empty_total, present_of, statistics_dtype
 from fastmtl.ops.selection import backend_for
 
+
 def _fake_sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     total, tasks = empty_total(grads), len(grads)
     moments = [total.new_empty((tasks, tasks), dtype=statistics_dtype(total)) for _ in range(2)]
@@ -46,7 +47,7 @@ def _fake_nothing(*_: object) -> None:
     return None
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "sum_moments": _fake_sum_moments,
     "sum_norms": _fake_sum_norms,
     "gram": _fake_gram,
@@ -78,7 +79,9 @@ def _dispatcher(op: str) -> Callable[..., Any]:
 
 def _not_differentiable(op: str) -> Callable[..., Any]:
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(f"fastmtl.ops.{op} has no derivative: it measures gradients; detach its inputs or its results")
+        raise RuntimeError(
+            f"fastmtl.ops.{op} has no derivative: it measures gradients; detach its inputs or its results"
+        )
 
     return backward
 

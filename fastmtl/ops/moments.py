@@ -1,4 +1,4 @@
-"""The fork's ops: the sum of T gradients and their statistics, in one read of each gradient and one write of the sum."""
+"""The fork's ops: the sum of T gradients and their statistics, in one read of each and one write of the sum."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def sum_moments(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor, Tensor
     per-sample covariance and ``sqrt(Q_kk / B)`` the norm of D_k.
 
     Args:
-        grads: T tensors [B, ...] of one shape (None: no gradient, counts as zero), a [T, B, ...] tensor, or T lists of N
-            such tensors (a feature pyramid: the moments of the levels add up). float32, bfloat16, float16 or float64;
-            any strides, read in place.
+        grads: T tensors [B, ...] of one shape (None: no gradient, counts as zero), a [T, B, ...] tensor, or T lists
+            of N such tensors (a feature pyramid: the moments of the levels add up). float32, bfloat16, float16 or
+            float64; any strides, read in place.
 
     Returns:
         The sum, with the dtype and layout of the gradients (a list of N sums for lists); M and Q, [T, T] float32

@@ -79,9 +79,10 @@ def gradnorm_update(
     sign(G_k - mean(G) r_k^alpha) n_k, the derivative of sum_k |G_k - target_k|; then the weights are raised to
     ``min_weight`` and scaled to the sum T. Nothing is read on the host.
 
-    - Tasks that are absent, got no gradient, or have no usable loss (negative, or no positive loss yet, with alpha other
-      than 0) keep their weight and are left out of both means; the last kind is counted in ``task_counters[0]``.
-    - A non-finite loss, gradient or scale of a present task changes nothing but ``counters[1]``. A scale of 0 changes nothing.
+    - Tasks that are absent, got no gradient, or have no usable loss (negative, or no positive loss yet, with alpha
+      other than 0) keep their weight and are left out of both means; the last kind is counted in ``task_counters[0]``.
+    - A non-finite loss, gradient or scale of a present task changes nothing but ``counters[1]``. A scale of 0
+      changes nothing.
     - L_k(0) is the task's first positive loss. Where all losses are 0 every r_k is 1.
 
     Args:

@@ -14,7 +14,18 @@ from fastmtl.sources.parameters import CarriedProbe, Parameters
 
 SourceLike: TypeAlias = str | nn.Module | Tensor | Sequence[Tensor]
 
-__all__ = ["CarriedProbe", "Features", "Gradients", "Layer", "Parameters", "Probe", "Source", "SourceLike", "resolve", "sums"]
+__all__ = [
+    "CarriedProbe",
+    "Features",
+    "Gradients",
+    "Layer",
+    "Parameters",
+    "Probe",
+    "Source",
+    "SourceLike",
+    "resolve",
+    "sums",
+]
 
 
 def resolve(source: SourceLike, tasks: int) -> Source:
@@ -23,14 +34,12 @@ def resolve(source: SourceLike, tasks: int) -> Source:
     Raises:
         ValueError, TypeError: it means none.
     """
-    if isinstance(source, str):
-        if source != "features":
-            raise ValueError(f"source: expected 'features', a layer or parameters, got {source!r}")
+    if isinstance(source, str) and source == "features":
         return Features()
     if isinstance(source, nn.Module):
         return Layer(source, tasks)
     if isinstance(source, Tensor):
         return Parameters([source])
-    if isinstance(source, Sequence):
+    if isinstance(source, Sequence) and not isinstance(source, str):
         return Parameters(source)
-    raise TypeError(f"source: expected 'features', a layer or parameters, got {type(source).__name__}")
+    raise TypeError(f"source: expected 'features', a layer or parameters, got {source!r}")

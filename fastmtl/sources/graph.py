@@ -1,7 +1,7 @@
 """Reading the autograd graph: who uses a parameter between the fork and the inputs.
 
-No hooks on modules: the graph of this very forward pass says what happened, also after deepcopy, pickle, parametrisation or
-a module called twice.
+No hooks on modules: the graph of this very forward pass says what happened, also after deepcopy, pickle,
+parametrisation or a module called twice.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from fastmtl.sources.parameters import CarriedProbe, Parameters
 class Layer:
     """The weight and bias of one module, however often it is used between the inputs and the fork.
 
-    A linear layer or 2-d convolution that is used once is measured from pairs of positions where that is cheaper than to form
-    its weight gradient for each task.
+    A linear layer or 2-d convolution that is used once is measured from pairs of positions where that is cheaper
+    than to form its weight gradient for each task.
     """
 
     def __init__(self, module: nn.Module, tasks: int):
@@ -34,7 +34,11 @@ class Layer:
         """Find the layer in the graph behind ``features``."""
         roots, trained, found = self._parameters.find(features)
         nodes = {node for uses in found for node, _ in uses}
-        if len(nodes) == 1 and all(len(uses) == 1 for uses in found) and len(trained) == len(self._parameters.parameters):
+        if (
+            len(nodes) == 1
+            and all(len(uses) == 1 for uses in found)
+            and len(trained) == len(self._parameters.parameters)
+        ):
             ((node, position),) = found[0]
             use = use_of(node, position, trained[0], len(trained) == 2)
             if use is not None and use.pays(self._tasks):

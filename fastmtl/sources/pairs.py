@@ -1,12 +1,13 @@
 """Norms of a layer's weight gradients from pairs of positions, without forming the weight gradients.
 
-The weight gradient of a layer is a sum over positions s (samples, or samples and pixels) of delta_s (x) a_s, with a_s the
-layer's input at s (for a convolution its patch) and delta_s the gradient at its output. So
+The weight gradient of a layer is a sum over positions s (samples, or samples and pixels) of delta_s (x) a_s, with
+a_s the layer's input at s (for a convolution its patch) and delta_s the gradient at its output. So
 
     ||grad_W L_k||^2 = sum_{s,s'} <a_s, a_s'> <delta_ks, delta_ks'>,
 
-and a bias appends 1 to a. The Gram matrix of the inputs is formed once and serves all tasks. For a convolution it comes from
-the Gram matrix of single pixels, added up over the kernel's offsets: kernel-size times fewer products than with patches.
+and a bias appends 1 to a. The Gram matrix of the inputs is formed once and serves all tasks. For a convolution it
+comes from the Gram matrix of single pixels, added up over the kernel's offsets: kernel-size times fewer products
+than with patches.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Conv2d:
 
     def _geometry(self) -> tuple[Tensor, list[int], list[int], list[int], list[int]]:
         node = self.node
-        stride, padding, dilation = (list(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation"))
+        stride, padding, dilation = (
+            list(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation")
+        )
         inputs = node._saved_input.detach()  # type: ignore[attr-defined]
         out = [
             (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
@@ -143,8 +146,8 @@ def use_of(node: Node, position: int, weight: Tensor, bias: bool) -> LayerUse | 
     if node.name() == "MmBackward0" and position == 1 and not bias:
         return Linear(node, weight, bias, "_saved_self")
     if node.name() == "ConvolutionBackward0" and position == 1 and weight.dim() == 4:
-        if not node._saved_transposed and node._saved_groups == 1:  # type: ignore[attr-defined]
-            return Conv2d(node, weight, bias)
+        plain = not node._saved_transposed and node._saved_groups == 1  # type: ignore[attr-defined]
+        return Conv2d(node, weight, bias) if plain else None
     return None
 
 

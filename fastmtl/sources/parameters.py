@@ -1,7 +1,7 @@
 """Parameters, or an inner tensor, as the source: each task's gradient is carried there inside the backward of the fork.
 
-The gradients that arrive at the fork are carried through the shared operations before it (norm, ReLU, residual) by nested
-calls of autograd, one per task, that visit only the nodes between the fork and the source.
+The gradients that arrive at the fork are carried through the shared operations before it (norm, ReLU, residual) by
+nested calls of autograd, one per task, that visit only the nodes between the fork and the source.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Parameters:
             raise ValueError("source: expected at least one parameter, got none")
         for index, parameter in enumerate(self.parameters):
             if not isinstance(parameter, Tensor) or not parameter.is_leaf:
-                raise TypeError(f"source[{index}]: expected a parameter (a leaf tensor), got {type(parameter).__name__}")
+                raise TypeError(
+                    f"source[{index}]: expected a parameter (a leaf tensor), got {type(parameter).__name__}"
+                )
 
-    def find(
-        self, features: Sequence[Tensor]
-    ) -> tuple[list[GradientEdge], list[Tensor], list[list[tuple[Node, int]]]]:
+    def find(self, features: Sequence[Tensor]) -> tuple[list[GradientEdge], list[Tensor], list[list[tuple[Node, int]]]]:
         """The roots of the graph behind ``features``, the parameters that are trained, and the operations that use each.
 
         Raises:

@@ -6,6 +6,7 @@ gradient and the old ones for the heads'. It shows where a view's gradient is fo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,8 +66,12 @@ def compare(problem: Problem, place: str, backend: str, forward: Any = balanced,
     assert balancers[0].counters.tolist() == [STEPS, 0]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("make", [one_output, pooled, conv_problem, linear_problem])
+BOTH = ["aot_eager", "inductor"]
+CASES = [(one_output, "inductor"), (pooled, "inductor")]  # where the trap shows; inductor takes its time
+CASES += [(make, "aot_eager") for make in (one_output, pooled, conv_problem, linear_problem)]
+
+
+@pytest.mark.parametrize(("make", "backend"), CASES)
 def test_same_numbers(make: Callable[[], Problem], backend: str) -> None:
     compare(make(), "features", backend)
 
@@ -76,13 +81,12 @@ def test_optimizers(optimizer: str) -> None:
     compare(one_output(), "features", "aot_eager", optimizer=optimizer, alpha=0.0)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("make", [one_output, pooled])
-def test_tail(make: Callable[[], Problem], backend: str) -> None:
-    compare(make(), "tail", backend)
+@pytest.mark.parametrize("backend", BOTH)
+def test_tail(backend: str) -> None:
+    compare(one_output(), "tail", backend)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", BOTH)
 def test_absent_task_and_scale(backend: str) -> None:
     """Presence as data, and a scaled loss."""
     present = torch.tensor([True, False, True])
@@ -120,6 +124,8 @@ def test_compiled_parts_around_an_eager_fork(compile_what: str) -> None:
     balancers = [gradnorm_for(p, "features", lr=0.2) for p in (problem, twin)]
     part = problem.trunk if compile_what == "trunk" else problem.heads[1]
     part.compile(fullgraph=True, backend="aot_eager")
+    if compile_what == "heads":  # Dynamo looks at .grad of its inputs
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     histories = [run(p, b, lambda p=p, b=b: balanced(p, b)) for p, b in zip((problem, twin), balancers, strict=True)]
     for ours, theirs in zip(*histories, strict=True):
         for a, b in zip(ours, theirs, strict=True):
@@ -146,7 +152,7 @@ def test_layer_source_raises_in_a_compiled_step(place: str) -> None:
         compiled()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", BOTH)
 def test_layer_source_behind_a_compiled_trunk(backend: str) -> None:
     """The trunk alone compiled, the fork eager: right numbers, or an error that tells what to do."""
     problem = one_output()

@@ -43,7 +43,8 @@ def check(problem: Problem, place: str, dtype: torch.dtype = torch.float32, bala
     loss = balanced(problem, balancer, place)
     loss.backward()
 
-    inner = twin.trunk.inner(twin.x)
+    # As at a fork without a tail: levels are taken as independent, also where one was computed from another.
+    inner = tuple(level.view_as(level) for level in twin.trunk.inner(twin.x))
     features = twin.trunk.tail(inner)
     losses = twin.losses([features] * twin.tasks)
     eps = torch.finfo(dtype).eps

@@ -85,8 +85,9 @@ def notes(settings: Settings, times: StepTimes) -> str:
         f"reconstruction, summed over an image. GradNorm: source {settings.source}, alpha {settings.alpha:g}.\n"
         f"Step time: a whole training step as a multiple of the one with equal weights ({times.baseline_ms:.1f} ms): "
         f"median, below it the quartiles of {times.rounds} rounds in which all methods took turns. The row "
-        f"{BASELINE!r} is a second copy of the same, so it shows the noise. Methods that measure gradients are also timed with the "
-        f"reference backend.\ntorch {now['torch']}, threads: {now['threads']}, batch size {now['batch_size']}, CPU: {now['cpu']}, backend: "
+        f"{BASELINE!r} is a second copy of the same, so it shows the noise. Methods that measure gradients are also "
+        f"timed with the reference backend.\n"
+        f"torch {now['torch']}, threads: {now['threads']}, batch size {now['batch_size']}, CPU: {now['cpu']}, backend: "
         f"{now['backend']}."
     )
 

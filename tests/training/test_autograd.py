@@ -1,0 +1,217 @@
+"""The rest of autograd around the fork: checkpointing, saved-tensor hooks, anomaly mode, hooks, threads, determinism."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastmtl import GradNorm
+from tests.training.networks import (
+    PLACES,
+    Problem,
+    assert_same_gradients,
+    balanced,
+    conv_problem,
+    gradnorm_for,
+    linear_problem,
+    plain_gradients,
+    views_of,
+)
+
+
+def run(problem: Problem, place: str, forward: Callable[[Problem, GradNorm, str], Tensor], steps: int = 2) -> GradNorm:
+    balancer = gradnorm_for(problem, place)
+    for _ in range(steps):
+        forward(problem, balancer, place).backward()
+    return balancer
+
+
+def assert_like_plain_step(problem: Problem, place: str, forward: Callable[[Problem, GradNorm, str], Tensor]) -> None:
+    """The same bits as the ordinary step: what surrounds the step changes no arithmetic."""
+    twin = problem.copy()
+    ours, expected = run(problem, place, forward), run(twin, place, balanced)
+    for n, (mine, theirs) in enumerate(zip(problem.gradients(), twin.gradients(), strict=True)):
+        assert torch.equal(mine, theirs), f"parameter {n}"
+    assert torch.equal(ours.weights, expected.weights) and torch.equal(ours.norms, expected.norms)
+    assert ours.counters.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("place", ["features", "layer", "parameters"])
+@pytest.mark.parametrize("make", [linear_problem, conv_problem])
+def test_checkpointed_trunk(make: Callable[[], Problem], place: str) -> None:
+    def forward(problem: Problem, balancer: GradNorm, _: str) -> Tensor:
+        features = checkpoint(problem.trunk, problem.x, use_reentrant=False)
+        return balancer(problem.losses(balancer.fork(features)))
+
+    assert_like_plain_step(make(), place, forward)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_checkpointed_heads(place: str) -> None:
+    def forward(problem: Problem, balancer: GradNorm, place: str) -> Tensor:
+        views = views_of(problem, balancer, place)
+        return balancer([checkpoint(problem.loss, k, v, use_reentrant=False) for k, v in enumerate(views)])
+
+    assert_like_plain_step(linear_problem(), place, forward)
+
+
+def test_checkpointed_tail() -> None:
+    def forward(problem: Problem, balancer: GradNorm, _: str) -> Tensor:
+        views = balancer.fork(
+            problem.trunk.inner(problem.x), tail=lambda inner: checkpoint(problem.trunk.tail, inner, use_reentrant=False)
+        )
+        return balancer(problem.losses(views))
+
+    assert_like_plain_step(linear_problem(), "tail", forward)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_saved_tensors_on_the_cpu(place: str) -> None:
+    def forward(problem: Problem, balancer: GradNorm, place: str) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return balanced(problem, balancer, place)
+
+    assert_like_plain_step(conv_problem(), place, forward)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_saved_tensors_hooks(place: str) -> None:
+    def forward(problem: Problem, balancer: GradNorm, place: str) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy):
+            return balanced(problem, balancer, place)
+
+    assert_like_plain_step(linear_problem(), place, forward)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_mode(place: str) -> None:
+    with torch.autograd.set_detect_anomaly(True):
+        assert_like_plain_step(linear_problem(), place, balanced)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_hooks_of_tensors_and_parameters(place: str) -> None:
+    """Hooks run once a backward and see the gradients that plain autograd gives; also where the source is measured there."""
+    problem = linear_problem()
+    balancer = gradnorm_for(problem, place)
+    twin, used = problem.copy(), balancer.weights.clone()
+    seen: list[Tensor] = []
+    accumulated: list[int] = []
+    for n, parameter in enumerate(problem.parameters()):
+        parameter.register_hook(lambda grad: seen.append(grad) or None)
+        parameter.register_post_accumulate_grad_hook(lambda _, n=n: accumulated.append(n))
+    balanced(problem, balancer, place).backward()
+    count = len(problem.parameters())
+    assert sorted(accumulated) == list(range(count))
+    assert len(seen) == count
+    plain = plain_gradients(twin.parameters(), twin.plain_losses(), used)
+    assert_same_gradients(problem.gradients(), plain, 3)
+
+
+@pytest.mark.parametrize("place", ["features", "layer"])
+def test_threads(place: str) -> None:
+    """Independent models train in threads at once, each as alone."""
+    problems = [linear_problem() for _ in range(4)]
+    twins = [problem.copy() for problem in problems]
+    balancers: dict[int, GradNorm] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: balancers.update({n: run(problems[n], place, balanced, steps=20)}))
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n, twin in enumerate(twins):
+        expected = run(twin, place, balanced, steps=20)
+        assert torch.equal(balancers[n].weights, expected.weights)
+        assert all(torch.equal(a, b) for a, b in zip(problems[n].gradients(), twin.gradients(), strict=True))
+
+
+def test_backward_in_another_thread() -> None:
+    problem = linear_problem()
+    twin = problem.copy()
+    balancer, expected = gradnorm_for(problem), gradnorm_for(twin)
+    loss = balanced(problem, balancer)
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    balanced(twin, expected).backward()
+    assert torch.equal(balancer.weights, expected.weights)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("make", [linear_problem, conv_problem])
+def test_same_bits_twice(make: Callable[[], Problem], place: str, backend: str) -> None:
+    def trained() -> tuple[Problem, GradNorm]:
+        torch.manual_seed(1)
+        problem = make()
+        balancer = gradnorm_for(problem, place)
+        for _ in range(3):
+            balanced(problem, balancer, place).backward()
+            with torch.no_grad():
+                for parameter in problem.parameters():
+                    parameter -= 0.05 * parameter.grad
+        return problem, balancer
+
+    (first, a), (second, b) = trained(), trained()
+    assert all(torch.equal(x, y) for x, y in zip(first.gradients(), second.gradients(), strict=True))
+    for name, buffer in a.named_buffers():
+        assert torch.equal(buffer, b.get_buffer(name)), name
+
+
+OFF: dict[str, Callable[[GradNorm], AbstractContextManager[object]]] = {
+    "eval": lambda balancer: balancer.eval() and contextlib.nullcontext(),
+    "no_grad": lambda _: torch.no_grad(),
+    "inference_mode": lambda _: torch.inference_mode(),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("how", OFF)
+def test_measures_nothing_in_evaluation(how: str, place: str, backend: str) -> None:
+    """The weighted sum as usual, no change of the state, no fork needed, losses without grad welcome."""
+    problem = linear_problem()
+    balancer = gradnorm_for(problem, place)
+    before = {name: buffer.clone() for name, buffer in balancer.state_dict().items() if isinstance(buffer, Tensor)}
+    with OFF[how](balancer):
+        views = views_of(problem, balancer, place)
+        loss = balancer(problem.losses(views))
+        expected = sum(w * x.item() for w, x in zip(balancer.weights.tolist(), problem.plain_losses(), strict=True))
+        assert loss.item() == pytest.approx(expected, rel=4 * 2**-23)
+        assert balancer([x.detach() for x in problem.plain_losses()]).item() == loss.item()
+        if how == "eval":
+            twin, used = problem.copy(), balancer.weights.clone()
+            loss.backward()
+            plain = plain_gradients(twin.parameters(), twin.plain_losses(), used)
+            assert_same_gradients(problem.gradients(), plain, 3)
+    for name, buffer in before.items():
+        assert torch.equal(balancer.get_buffer(name).nan_to_num(-1), buffer.nan_to_num(-1)), name
+    balancer.train()
+    for parameter in problem.parameters():
+        parameter.grad = None
+    balanced(problem, balancer, place).backward()  # and on it goes
+    assert balancer.counters.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_update_every(place: str, backend: str) -> None:
+    """Steps 1, 4, 7 are measured; the gradients of the others are right too."""
+    problem = linear_problem()
+    balancer = gradnorm_for(problem, place, update_every=3)
+    for step in range(8):
+        for parameter in problem.parameters():
+            parameter.grad = None
+        twin, used = problem.copy(), balancer.weights.clone()
+        balanced(problem, balancer, place).backward()
+        assert_same_gradients(problem.gradients(), plain_gradients(twin.parameters(), twin.plain_losses(), used), 3)
+        assert torch.equal(balancer.weights, used) == (step % 3 != 0)
+    assert balancer.counters.tolist() == [3, 0]
