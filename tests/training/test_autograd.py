@@ -84,7 +84,7 @@ def test_saved_tensors_on_the_cpu(place: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_saved_tensors_hooks(place: str) -> None:
     def forward(problem: Problem, balancer: GradNorm, place: str) -> Tensor:
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
             return balanced(problem, balancer, place)
 
     assert_like_plain_step(linear_problem(), place, forward)
@@ -97,23 +97,42 @@ def test_anomaly_mode(place: str) -> None:
         assert_like_plain_step(linear_problem(), place, balanced)
 
 
+def with_hooks(problem: Problem) -> list[int]:
+    """Hooks on every parameter: one that changes its gradient, one that tells that it was accumulated."""
+    accumulated: list[int] = []
+    for n, parameter in enumerate(problem.parameters()):
+        parameter.register_hook(lambda grad: 2 * grad)
+        parameter.register_post_accumulate_grad_hook(lambda _, n=n: accumulated.append(n))
+    return accumulated
+
+
 @pytest.mark.parametrize("place", PLACES)
-def test_hooks_of_tensors_and_parameters(place: str) -> None:
-    """Hooks run once a backward and see the gradients that plain autograd gives; also where the source is measured there."""
+def test_hooks_on_parameters(place: str) -> None:
+    """.grad is what hooks make of it, accumulated once, whatever was measured on the way."""
     problem = linear_problem()
     balancer = gradnorm_for(problem, place)
     twin, used = problem.copy(), balancer.weights.clone()
-    seen: list[Tensor] = []
-    accumulated: list[int] = []
-    for n, parameter in enumerate(problem.parameters()):
-        parameter.register_hook(lambda grad: seen.append(grad) or None)
-        parameter.register_post_accumulate_grad_hook(lambda _, n=n: accumulated.append(n))
+    accumulated = with_hooks(problem)
     balanced(problem, balancer, place).backward()
-    count = len(problem.parameters())
-    assert sorted(accumulated) == list(range(count))
-    assert len(seen) == count
-    plain = plain_gradients(twin.parameters(), twin.plain_losses(), used)
+    assert sorted(accumulated) == list(range(len(problem.parameters())))
+    plain = plain_gradients(twin.parameters(), twin.plain_losses(), used * 2)
     assert_same_gradients(problem.gradients(), plain, 3)
+
+
+def test_hooks_on_views_and_features() -> None:
+    """A view's hook changes what its task sends; the features' hook what all of them send."""
+    problem = linear_problem()
+    balancer = gradnorm_for(problem)
+    twin, used = problem.copy(), balancer.weights.clone()
+    features = problem.trunk(problem.x)
+    features.register_hook(lambda grad: grad / 2)
+    views = balancer.fork(features)
+    views[1].register_hook(lambda grad: 4 * grad)
+    balancer(problem.losses(views)).backward()
+    losses = twin.plain_losses()
+    shared = list(twin.trunk.parameters())
+    plain = plain_gradients(shared, losses, used * torch.tensor([0.5, 2.0, 0.5]))
+    assert_same_gradients(problem.gradients()[: len(shared)], plain, 3)
 
 
 @pytest.mark.parametrize("place", ["features", "layer"])

@@ -47,10 +47,17 @@ inline void store(S* to, Vector<S> value) {
 inline void add_to_lanes(double* lanes, Vector<double> value) { store(lanes, load(lanes) + value); }
 
 inline void add_to_lanes(double* lanes, Vector<float> value) {
+#if FASTMTL_VECTOR_BYTES == 64  // GCC 12 makes a detour of the generic form
+  const __m256 folded = _mm512_castps512_ps256(value) + _mm512_maskz_extractf32x8_ps(0xff, value, 1);
+  add_to_lanes(lanes, _mm512_maskz_cvtps_pd(0xff, folded));
+#elif FASTMTL_VECTOR_BYTES == 32
+  const __m128 folded = _mm256_castps256_ps128(value) + _mm256_extractf128_ps(value, 1);
+  add_to_lanes(lanes, _mm256_cvtps_pd(folded));
+#else
   VectorOf<float>::half halves[2];
   std::memcpy(halves, &value, sizeof value);
-  const VectorOf<float>::half folded = halves[0] + halves[1];
-  add_to_lanes(lanes, __builtin_convertvector(folded, Vector<double>));
+  add_to_lanes(lanes, __builtin_convertvector(halves[0] + halves[1], Vector<double>));
+#endif
 }
 
 // Rows to prefetch while one tile runs.
@@ -59,18 +66,19 @@ struct Ahead {
   const char* rows[N];
   int64_t step;  // bytes per element
 
-  Ahead(const Prefetch& next, const S* const* otherwise, int64_t first, int64_t tasks) : step(next.bytes_per_element) {
+  // Rows [first, last) of the next chunk; there is always something to prefetch, if only what is in the cache.
+  Ahead(const Prefetch& next, const S* const* otherwise, int64_t first, int64_t last)
+      : step(next.rows == nullptr ? 0 : next.bytes_per_element) {
     for (int i = 0; i < N; ++i)
-      rows[i] = next.rows != nullptr && first + i < tasks ? next.rows[first + i]
-                                                          : reinterpret_cast<const char*>(otherwise[0]);
-    if (next.rows == nullptr) step = 0;
+      rows[i] = next.rows != nullptr && first + i < last ? next.rows[first + i]
+                                                         : reinterpret_cast<const char*>(otherwise[0]);
   }
   inline void operator()(int64_t element) const {
     FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, 3);
   }
 };
 
-constexpr int kPrefetched = 4;  // rows a tile
+constexpr int kPrefetched = 6;  // rows a tile, at most
 
 template <class S, int R, int C, bool Diagonal>
 void gram_tile(const S* const* a, const S* const* b, int64_t begin, int64_t end, double* lanes, int64_t tasks,
@@ -124,22 +132,46 @@ Tile<S> tile_of(int64_t rows, int64_t columns) {
   }
 }
 
-// Gram matrix of the elements [begin, end), a multiple of the vector width.
-template <class S>
-void gram_vectors(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, double* lanes,
-                  const Prefetch& next) {
-  const int64_t blocks = tasks <= kFused ? 1 : (tasks + kTile - 1) / kTile;  // of nearly equal size
-  int64_t prefetched = 0;
-  for (int64_t bi = 0; bi < blocks; ++bi) {
-    const int64_t i = bi * tasks / blocks, height = (bi + 1) * tasks / blocks - i;
-    for (int64_t bj = bi; bj < blocks; ++bj) {
-      const int64_t j = bj * tasks / blocks, width = (bj + 1) * tasks / blocks - j;
-      const Ahead<S, kPrefetched> ahead(next, rows + i, prefetched, tasks);
-      prefetched += kPrefetched;
-      const Tile<S> tile = bi == bj ? kSquareTiles<S>[height - 1] : tile_of<S>(height, width);
-      tile(rows + i, rows + j, begin, end, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
+// The tiles of the upper triangle. Tasks are cut into blocks of nearly equal size.
+struct Tiling {
+  int64_t tasks, blocks, tiles, tile = 0;
+
+  explicit Tiling(int64_t count)
+      : tasks(count), blocks(count <= kFused ? 1 : (count + kTile - 1) / kTile), tiles(blocks * (blocks + 1) / 2) {}
+  int64_t begin(int64_t block) const { return block * tasks / blocks; }
+  int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
+
+  // Each tile prefetches its share of the rows, so that memory and arithmetic are busy at the same time.
+  template <class S>
+  Ahead<S, kPrefetched> share(const Prefetch& next, const S* const* rows) {
+    const int64_t first = tile * tasks / tiles;
+    ++tile;
+    return {next, rows, first, tile * tasks / tiles};
+  }
+};
+
+// Gram matrix of the elements [begin, end), a multiple of the vector width. The tiles on the diagonal are those of
+// `diagonal(block, ahead)`.
+template <class S, class Diagonal>
+inline void gram_vectors(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, double* lanes,
+                         const Prefetch& next, const Diagonal& diagonal) {
+  Tiling tiling(tasks);
+  for (int64_t bi = 0; bi < tiling.blocks; ++bi) {
+    const int64_t i = tiling.begin(bi);
+    diagonal(i, tiling.size(bi), tiling.share<S>(next, rows + i));
+    for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
+      const int64_t j = tiling.begin(bj);
+      tile_of<S>(tiling.size(bi), tiling.size(bj))(rows + i, rows + j, begin, end, lanes + (i * tasks + j) * kDoubles,
+                                                   tasks, tiling.share<S>(next, rows + i));
     }
   }
+}
+
+// Calls run(begin, end) for blocks that are short enough for accumulators in S.
+template <class S, class Run>
+inline void in_chains(int64_t count, const Run& run) {
+  for (int64_t i = 0; i < count; i += kChain * kWidth<S>)
+    run(i, i + kChain * kWidth<S> < count ? i + kChain * kWidth<S> : count);
 }
 
 // What is left after the last whole vector: copied and padded with zeros, a few rows' pairs at a time.
@@ -147,7 +179,7 @@ template <class S>
 void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest, double* lanes) {
   alignas(64) S padded[2][kTile + 1][kWidth<S>];
   const S* pointers[2][kTile + 1];
-  const int64_t blocks = tasks <= kFused ? 1 : (tasks + kTile - 1) / kTile;
+  const Tiling tiling(tasks);
   const auto fill = [&](int side, int64_t first, int64_t size) {
     for (int64_t r = 0; r < size; ++r) {
       std::memset(padded[side][r], 0, sizeof padded[side][r]);
@@ -155,13 +187,13 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
       pointers[side][r] = padded[side][r];
     }
   };
-  for (int64_t bi = 0; bi < blocks; ++bi) {
-    const int64_t i = bi * tasks / blocks, height = (bi + 1) * tasks / blocks - i;
+  for (int64_t bi = 0; bi < tiling.blocks; ++bi) {
+    const int64_t i = tiling.begin(bi), height = tiling.size(bi);
     fill(0, i, height);
     const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0);
     kSquareTiles<S>[height - 1](pointers[0], pointers[0], 0, 1, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
-    for (int64_t bj = bi + 1; bj < blocks; ++bj) {
-      const int64_t j = bj * tasks / blocks, width = (bj + 1) * tasks / blocks - j;
+    for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
+      const int64_t j = tiling.begin(bj), width = tiling.size(bj);
       fill(1, j, width);
       tile_of<S>(height, width)(pointers[0], pointers[1], 0, 1, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
     }
@@ -171,8 +203,12 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
 template <class S>
 void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next) {
   const int64_t whole = count - count % kWidth<S>;
-  for (int64_t i = 0; i < whole; i += kChain * kWidth<S>)
-    gram_vectors(rows, tasks, i, i + kChain * kWidth<S> < whole ? i + kChain * kWidth<S> : whole, lanes, next);
+  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+    const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
+      kSquareTiles<S>[size - 1](rows + i, rows + i, begin, end, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+    };
+    gram_vectors(rows, tasks, begin, end, lanes, next, diagonal);
+  });
   if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
 }
 
@@ -231,88 +267,75 @@ void sum(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefe
       });
 }
 
+// What a tile on the diagonal does beyond its products: R rows are added to `out` and to their accumulators.
 template <class S>
-void sum_accumulate(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
-                    bool first) {
-  in_groups<S>(
-      count,
-      [&](int64_t i) {
-        Vector<S> total[4] = {};
-        for (int64_t k = 0; k < tasks; ++k) {
-          S* accumulator = accumulators + k * pitch + i;
-          FASTMTL_UNROLL for (int u = 0; u < 4; ++u) {
-            const Vector<S> x = load(rows[k] + i + u * kWidth<S>);
-            total[u] = k == 0 ? x : total[u] + x;
-            S* place = accumulator + u * kWidth<S>;
-            store(place, first ? x : load(place) + x);
-          }
-        }
-        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
-      },
-      [&](int64_t i) {
-        S total = rows[0][i];
-        for (int64_t k = 0; k < tasks; ++k) {
-          if (k > 0) total += rows[k][i];
-          S* accumulator = accumulators + k * pitch + i;
-          *accumulator = first ? rows[k][i] : *accumulator + rows[k][i];
-        }
-        out[i] = total;
-      });
-}
+struct Additions {
+  S* out;
+  S* accumulators;
+  int64_t pitch;
+};
 
-template <class S, int T, bool First>
-void fused_vectors(const S* const* rows, int64_t begin, int64_t end, S* out, S* accumulators, int64_t pitch, double* lanes,
-                   const Prefetch& next) {
-  const S* row[T];
-  FASTMTL_UNROLL for (int k = 0; k < T; ++k) row[k] = rows[k];
-  const Ahead<S, T> ahead(next, rows, 0, T);
-  Vector<S> products[T][T] = {};
+// `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet.
+template <class S, int R, bool First, bool Set>
+void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Additions<S>& to, double* lanes, int64_t tasks,
+                const Ahead<S, kPrefetched>& ahead) {
+  const S* row[R];
+  FASTMTL_UNROLL for (int k = 0; k < R; ++k) row[k] = rows[k];
+  Vector<S> products[R][R] = {};
   for (int64_t i = begin; i < end; i += kWidth<S>) {
-    Vector<S> x[T];
-    FASTMTL_UNROLL for (int k = 0; k < T; ++k) x[k] = load(row[k] + i);
-    Vector<S> total = x[0];
-    FASTMTL_UNROLL for (int k = 1; k < T; ++k) total += x[k];
-    store(out + i, total);
-    FASTMTL_UNROLL for (int k = 0; k < T; ++k) {
-      S* place = accumulators + k * pitch + i;
-      store(place, First ? x[k] : load(place) + x[k]);
+    Vector<S> x[R];
+    FASTMTL_UNROLL for (int k = 0; k < R; ++k) x[k] = load(row[k] + i);
+    Vector<S> total = First ? x[0] : load(to.out + i) + x[0];
+    FASTMTL_UNROLL for (int k = 1; k < R; ++k) total += x[k];
+    store(to.out + i, total);
+    FASTMTL_UNROLL for (int k = 0; k < R; ++k) {
+      S* place = to.accumulators + k * to.pitch + i;
+      store(place, Set ? x[k] : load(place) + x[k]);
     }
-    FASTMTL_UNROLL for (int r = 0; r < T; ++r) {
-      FASTMTL_UNROLL for (int c = r; c < T; ++c) products[r][c] += x[r] * x[c];
+    FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
+      FASTMTL_UNROLL for (int c = r; c < R; ++c) products[r][c] += x[r] * x[c];
     }
     ahead(i);
   }
-  FASTMTL_UNROLL for (int r = 0; r < T; ++r) {
-    FASTMTL_UNROLL for (int c = r; c < T; ++c) add_to_lanes(lanes + (r * T + c) * kDoubles, products[r][c]);
+  FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
+    FASTMTL_UNROLL for (int c = r; c < R; ++c) add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
   }
 }
 
-template <class S, bool First>
-void fused_dispatch(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, S* out, S* accumulators,
-                    int64_t pitch, double* lanes, const Prefetch& next) {
-  switch (tasks) {
-    case 1: return fused_vectors<S, 1, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
-    case 2: return fused_vectors<S, 2, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
-    case 3: return fused_vectors<S, 3, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
-    case 4: return fused_vectors<S, 4, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
-    case 5: return fused_vectors<S, 5, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
-    default: return fused_vectors<S, 6, First>(rows, begin, end, out, accumulators, pitch, lanes, next);
-  }
-}
+template <class S>
+using FusedTile = void (*)(const S* const*, int64_t, int64_t, const Additions<S>&, double*, int64_t,
+                           const Ahead<S, kPrefetched>&);
+
+template <class S, bool First, bool Set>
+constexpr FusedTile<S> kFusedTiles[] = {
+    fused_tile<S, 1, First, Set>, fused_tile<S, 2, First, Set>, fused_tile<S, 3, First, Set>,
+    fused_tile<S, 4, First, Set>, fused_tile<S, 5, First, Set>, fused_tile<S, 6, First, Set>,
+};
 
 template <class S>
 void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
                          bool first, double* lanes, const Prefetch& next) {
   const int64_t whole = count - count % kWidth<S>;
-  const auto run = first ? fused_dispatch<S, true> : fused_dispatch<S, false>;
-  for (int64_t i = 0; i < whole; i += kChain * kWidth<S>)
-    run(rows, tasks, i, i + kChain * kWidth<S> < whole ? i + kChain * kWidth<S> : whole, out, accumulators, pitch, lanes,
-        next);
+  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+    const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
+      const FusedTile<S>* tiles = i == 0 ? (first ? kFusedTiles<S, true, true> : kFusedTiles<S, true, false>)
+                                         : (first ? kFusedTiles<S, false, true> : kFusedTiles<S, false, false>);
+      tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch},
+                      lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+    };
+    gram_vectors(rows, tasks, begin, end, lanes, next, diagonal);
+  });
   if (whole == count) return;
   gram_rest(rows, tasks, whole, count - whole, lanes);
-  const S* rest[kFused];
-  for (int64_t k = 0; k < tasks; ++k) rest[k] = rows[k] + whole;
-  sum_accumulate(rest, tasks, count - whole, out + whole, accumulators + whole, pitch, first);
+  for (int64_t i = whole; i < count; ++i) {
+    S total = rows[0][i];
+    for (int64_t k = 0; k < tasks; ++k) {
+      if (k > 0) total += rows[k][i];
+      S* place = accumulators + k * pitch + i;
+      *place = first ? rows[k][i] : *place + rows[k][i];
+    }
+    out[i] = total;
+  }
 }
 
 template <class S>
@@ -334,11 +357,10 @@ void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t
 }
 
 template <class S>
-constexpr Compute<S> kCompute = {gram<S>, square<S>, sum<S>, sum_accumulate<S>, sum_accumulate_gram<S>, weighted_sum<S>};
+constexpr Compute<S> kCompute = {gram<S>, square<S>, sum<S>, sum_accumulate_gram<S>, weighted_sum<S>};
 
 constexpr Isa make_isa(const char* name) {
-  return {name,      kDoubles, kFused,     kCompute<float>, kCompute<double>,
-          load_bf16, load_f16, store_bf16, store_f16};
+  return {name, kDoubles, kCompute<float>, kCompute<double>, load_bf16, load_f16, store_bf16, store_f16};
 }
 
 }  // namespace

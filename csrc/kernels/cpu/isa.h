@@ -26,10 +26,8 @@ struct Compute {
   void (*square)(const S* row, int64_t count, double* lanes);
   // out = row_0 + row_1 + ..., in this order
   void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next);
-  // Also adds each row to its accumulator (`first`: sets it), accumulators + i * pitch being that of row i.
-  void (*sum_accumulate)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
-                         bool first);
-  // `gram` and `sum_accumulate` in one pass, for tasks <= Isa::fused_tasks
+  // `gram` and `sum` in one pass that also adds each row to its accumulator (`first`: sets it); accumulators + i * pitch
+  // is that of row i.
   void (*sum_accumulate_gram)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators,
                               int64_t pitch, bool first, double* lanes, const Prefetch& next);
   // out = weights_0 * row_0 + ...
@@ -39,7 +37,6 @@ struct Compute {
 struct Isa {
   const char* name;
   int64_t lanes;
-  int64_t fused_tasks;
   Compute<float> f32;
   Compute<double> f64;
   void (*load_bf16)(const uint16_t* from, int64_t count, float* to);

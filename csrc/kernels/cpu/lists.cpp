@@ -64,11 +64,11 @@ template <class S>
 class Rows {
  public:
   Rows(const Isa& isa, int64_t tasks, int64_t elements)
-      : isa_(isa), elements_(elements), scratch_(tasks * 2 * elements), rows_(tasks), next_(tasks) {}
+      : isa_(isa), pitch_(padded<S>(2 * elements)), scratch_(tasks * pitch_), rows_(tasks), next_(tasks) {}
 
   const S* const* load(const Column& column, const std::vector<int64_t>& present, const Block& block) {
     for (size_t r = 0; r < present.size(); ++r)
-      rows_[r] = load_block(isa_, column.tensors[present[r]], block, scratch_ + r * 2 * elements_);
+      rows_[r] = load_block(isa_, column.tensors[present[r]], block, scratch_ + r * pitch_);
     return rows_.data();
   }
 
@@ -83,7 +83,7 @@ class Rows {
 
  private:
   const Isa& isa_;
-  int64_t elements_;
+  int64_t pitch_;
   Buffer<S> scratch_;
   std::vector<const S*> rows_;
   std::vector<const char*> next_;

@@ -36,10 +36,11 @@ class Worker {
         present_(present),
         plan_(plan),
         tasks_(present.size()),
-        block_(plan.elements * plan.group),
-        scratch_((tasks_ + 1) * 2 * block_),
-        sums_(tasks_ * plan.elements),
-        wide_(tasks_ * plan.elements),
+        pitch_(padded<S>(plan.elements)),
+        block_(padded<S>(2 * plan.elements * plan.group)),
+        scratch_((tasks_ + 1) * block_),
+        sums_(tasks_ * pitch_),
+        wide_(tasks_ * pitch_),
         q_lanes_(tasks_ * tasks_ * isa.lanes),
         m_lanes_(tasks_ * tasks_ * isa.lanes),
         rows_(tasks_),
@@ -53,7 +54,7 @@ class Worker {
   // One chunk of positions of samples [begin, end): writes the total, adds to Q and leaves the sums over the samples.
   void chunk(int64_t position, int64_t count, int64_t begin, int64_t end, const Block& after) {
     const bool grouped = plan_.group > 1;
-    const int64_t values = tasks_ * plan_.elements;
+    const int64_t values = tasks_ * pitch_;
     const bool needs_wide = grouped || end - begin > kFloatSamples;
     if (needs_wide) std::fill_n(static_cast<double*>(wide_), values, 0.0);
     for (int64_t sample = begin; sample < end; sample += plan_.group) {
@@ -78,18 +79,18 @@ class Worker {
 
   // Adds the Gram matrix of the sums over samples to M.
   void add_sums_to_M(int64_t count) {
-    for (int64_t r = 0; r < tasks_; ++r) rows_[r] = sums_ + r * plan_.elements;
+    for (int64_t r = 0; r < tasks_; ++r) rows_[r] = sums_ + r * pitch_;
     compute<S>(isa_).gram(rows_.data(), tasks_, count, m_lanes_, {});
   }
 
-  S* sums() { return sums_; }
+  S* sums(int64_t r) { return sums_ + r * pitch_; }
   const double* q_lanes() const { return q_lanes_; }
   const double* m_lanes() const { return m_lanes_; }
 
  private:
   S* load(const Block& block) {
     for (int64_t r = 0; r < tasks_; ++r)
-      rows_[r] = load_block(isa_, problem_.grads[present_[r]], block, scratch_ + r * 2 * block_);
+      rows_[r] = load_block(isa_, problem_.grads[present_[r]], block, scratch_ + r * block_);
     return place_of_block<S>(problem_.total, block, total_scratch());
   }
 
@@ -104,14 +105,8 @@ class Worker {
 
   void one_sample(const Block& block, const Block& next, bool first) {
     S* place = load(block);
-    const Compute<S>& f = compute<S>(isa_);
-    const Prefetch ahead = prefetch(next);
-    if (tasks_ <= isa_.fused_tasks) {
-      f.sum_accumulate_gram(rows_.data(), tasks_, block.positions, place, sums_, plan_.elements, first, q_lanes_, ahead);
-    } else {
-      f.gram(rows_.data(), tasks_, block.positions, q_lanes_, ahead);
-      f.sum_accumulate(rows_.data(), tasks_, block.positions, place, sums_, plan_.elements, first);
-    }
+    compute<S>(isa_).sum_accumulate_gram(rows_.data(), tasks_, block.positions, place, sums_, pitch_, first, q_lanes_,
+                                         prefetch(next));
     store_block<S>(isa_, problem_.total, block, place, total_scratch());
   }
 
@@ -121,7 +116,7 @@ class Worker {
     const Compute<S>& f = compute<S>(isa_);
     f.gram(rows_.data(), tasks_, block.count(), q_lanes_, prefetch(next));
     for (int64_t r = 0; r < tasks_; ++r) {
-      double* sums = wide_ + r * plan_.elements;
+      double* sums = wide_ + r * pitch_;
       for (int64_t s = 0; s < block.samples; ++s) {
         const S* row = rows_[r] + s * block.positions;
         for (int64_t i = 0; i < block.positions; ++i) sums[i] += static_cast<double>(row[i]);
@@ -131,13 +126,13 @@ class Worker {
     store_block<S>(isa_, problem_.total, block, place, total_scratch());
   }
 
-  S* total_scratch() { return scratch_ + tasks_ * 2 * block_; }
+  S* total_scratch() { return scratch_ + tasks_ * block_; }
 
   const Isa& isa_;
   const MomentsProblem& problem_;
   const std::vector<int64_t>& present_;
   const Plan& plan_;
-  int64_t tasks_, block_;
+  int64_t tasks_, pitch_, block_;
   Buffer<S> scratch_, sums_;
   Buffer<double> wide_, q_lanes_, m_lanes_;
   std::vector<const S*> rows_;
@@ -206,7 +201,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
           continue;
         }
         for (int64_t r = 0; r < count; ++r)
-          std::memcpy(split_sums + (su * count + r) * positions + position, worker.sums() + r * plan.elements,
+          std::memcpy(split_sums + (su * count + r) * positions + position, worker.sums(r),
                       length * sizeof(S));
       }
       fold(worker.q_lanes(), count, isa.lanes, &q_partial[unit * square]);
@@ -225,7 +220,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
               double sum = 0;
               for (int64_t su = 0; su < plan.sample_units; ++su)
                 sum += static_cast<double>(split_sums[(su * count + r) * positions + position + i]);
-              worker.sums()[r * plan.elements + i] = static_cast<S>(sum);
+              worker.sums(r)[i] = static_cast<S>(sum);
             }
           }
           worker.add_sums_to_M(length);

@@ -37,6 +37,14 @@ inline int64_t chunk_elements(int64_t rows, int64_t element_size) {
   return bytes / element_size;
 }
 
+// Distance of rows that are read and written together: not a multiple of 4 KiB, or the CPU takes a load of one row for
+// one of what was just stored in another.
+template <class S>
+int64_t padded(int64_t elements) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  return (ceil_div(elements, kLine) + 9) * kLine;
+}
+
 // Aligned memory without values.
 template <class T>
 class Buffer {
