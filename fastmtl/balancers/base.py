@@ -178,6 +178,7 @@ class MeasuringBalancer(Balancer):
         self._steps_forked = 0
         self._forked = False
         self._token: Tensor | None = None
+        self._warned_of_ranks = False
 
     def take(self, squared_norms: Tensor, message: Tensor) -> None:
         """Called once in each measured backward, see `fastmtl.fork.Rule`."""
@@ -278,6 +279,8 @@ class MeasuringBalancer(Balancer):
                 "fork() was called before balancer(losses) took the fork before it; that one will measure nothing",
                 stacklevel=4,
             )
+        if not torch.compiler.is_compiling():
+            self._warn_of_ranks()
         self._forked = True
         if not self._due():
             self._token = None
@@ -293,6 +296,17 @@ class MeasuringBalancer(Balancer):
         probe = self._source.locate(levels, before)
         views, self._token = forks.fork(levels, tasks, self, probe)
         return _per_task(views, rebuild)
+
+    def _warn_of_ranks(self) -> None:
+        distributed = torch.distributed
+        if not self._warned_of_ranks and distributed.is_available() and distributed.is_initialized():
+            self._warned_of_ranks = True
+            if distributed.get_world_size() > 1:
+                warnings.warn(
+                    "each rank measures its own gradients, so the weights of the ranks drift apart: data parallel training "
+                    "is not supported yet",
+                    stacklevel=5,
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: without a fork in flight, which belongs to the graph of this process."""

@@ -48,7 +48,8 @@ inline void add_to_lanes(double* lanes, Vector<double> value) { store(lanes, loa
 
 inline void add_to_lanes(double* lanes, Vector<float> value) {
 #if FASTMTL_VECTOR_BYTES == 64  // GCC 12 makes a detour of the generic form
-  const __m256 folded = _mm512_castps512_ps256(value) + _mm512_maskz_extractf32x8_ps(0xff, value, 1);
+  const __m256 upper = _mm256_castpd_ps(_mm512_maskz_extractf64x4_pd(0xff, _mm512_castps_pd(value), 1));
+  const __m256 folded = _mm512_castps512_ps256(value) + upper;
   add_to_lanes(lanes, _mm512_maskz_cvtps_pd(0xff, folded));
 #elif FASTMTL_VECTOR_BYTES == 32
   const __m128 folded = _mm256_castps256_ps128(value) + _mm256_extractf128_ps(value, 1);
