@@ -25,7 +25,7 @@ LIBRARY = "fastmtl/_C_cpu.so"
 
 CXXFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra"]
 # Files of one instruction set; everything else is compiled for the baseline. Chosen at run time, see isa.cpp.
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
 ISA_FLAGS = {
     "compute_avx2.cpp": AVX2,
     "compute_avx512.cpp": [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")), "-mprefer-vector-width=512"],

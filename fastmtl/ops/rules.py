@@ -52,7 +52,15 @@ def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[T
     Returns:
         The sum, 0-d float32 (float64 where a loss is float64), and the message, [2 + 3T] float32: 1, the loss scale 1,
         the losses, the weights, the presence.
+
+    Raises:
+        ValueError: weights or presence of another number of tasks.
     """
+    if weights.shape != (len(losses),) or present.shape != weights.shape or present.dtype != torch.bool:
+        raise ValueError(
+            f"weights, present: expected [{len(losses)}] and [{len(losses)}] bool for {len(losses)} losses, got "
+            f"{list(weights.shape)} and {list(present.shape)} {present.dtype}"
+        )
     return torch.ops.fastmtl.weigh(list(losses), weights, present)
 
 
@@ -94,7 +102,16 @@ def gradnorm_update(
         optimizer: ``"adam"`` (the paper's) or ``"sgd"``.
         betas, eps: Adam's.
         min_weight: floor of the weights before they are scaled to sum T, > 0.
+
+    Raises:
+        ValueError: an unknown optimiser; norms or a message of another number of tasks.
     """
+    tasks = state.weights.numel()
+    if optimizer not in ("adam", "sgd"):
+        raise ValueError(f"optimizer: expected 'adam' or 'sgd', got {optimizer!r}")
+    for name, tensor, length in (("squared_norms", squared_norms, tasks), ("message", message, 2 + 3 * tasks)):
+        if tensor.shape != (length,):
+            raise ValueError(f"{name}: expected shape [{length}] for {tasks} tasks, got {list(tensor.shape)}")
     torch.ops.fastmtl.gradnorm_update(
         squared_norms.detach(), message.detach(), *state, alpha, lr, optimizer == "adam", *betas, eps, min_weight
     )

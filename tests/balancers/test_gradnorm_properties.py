@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fastmtl import GradNorm
@@ -17,7 +17,11 @@ TASKS = st.one_of(st.integers(1, 5), st.sampled_from([17, 63, 64]))
 SIZES = st.floats(1e-30, 1e30)
 EDGES = st.sampled_from([0.0, 1e-30, 1e30, 1.0])
 LIMITED = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # shrinking takes longer than reading
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 # Losses may be unusable here: that a task is left out is told, and is not this file's concern.
 pytestmark = pytest.mark.filterwarnings("ignore:task .* is left out of weighting")
@@ -72,7 +76,7 @@ def test_weights_stay_weights(backend: str, run: Any, as_tensor: bool, double: b
         for name in kept:
             assert torch.equal(balancer.get_buffer(name)[~mask], before[name][~mask]), name
         for name in ("exp_avg", "exp_avg_sq", "norms", "rates"):
-            assert not balancer.get_buffer(name).isnan().any(), name
+            assert balancer.get_buffer(name).isfinite().all(), name
     static = balancer.static_weights()
     assert static.min() > 0
     assert abs(static.double().sum().item() - tasks) <= 2 * tasks * 2**-24

@@ -16,11 +16,13 @@ namespace fastmtl {
 namespace {
 
 constexpr int64_t kVectorBytes = FASTMTL_VECTOR_BYTES;
+#ifndef XLOC
+#define XLOC 2
+#endif
 constexpr int64_t kDoubles = kVectorBytes / 8;
 // Tiles of the Gram matrix keep kTile * kTile accumulators and kTile + 1 operands in registers (32 of AVX-512, else
-// 16). One diagonal tile needs about half the accumulators and can be larger.
+// 16).
 constexpr int kTile = kVectorBytes == 64 ? 5 : 3;
-constexpr int kFused = kVectorBytes == 64 ? 6 : 4;
 constexpr int64_t kChain = 128;  // products added up in one lane of S before they go into double
 
 template <class S>
@@ -65,21 +67,23 @@ inline void add_to_lanes(double* lanes, Vector<float> value) {
 template <class S, int N>
 struct Ahead {
   const char* rows[N];
+  const char* out;
   int64_t step;  // bytes per element
 
   // Rows [first, last) of the next chunk; there is always something to prefetch, if only what is in the cache.
   Ahead(const Prefetch& next, const S* const* otherwise, int64_t first, int64_t last)
-      : step(next.rows == nullptr ? 0 : next.bytes_per_element) {
+      : out(next.out != nullptr ? next.out : reinterpret_cast<const char*>(otherwise[0])),
+        step(next.rows == nullptr ? 0 : next.bytes_per_element) {
     for (int i = 0; i < N; ++i)
       rows[i] = next.rows != nullptr && first + i < last ? next.rows[first + i]
                                                          : reinterpret_cast<const char*>(otherwise[0]);
   }
   inline void operator()(int64_t element) const {
-    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, 3);
+    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, XLOC);
   }
 };
 
-constexpr int kPrefetched = 6;  // rows a tile, at most
+constexpr int kPrefetched = kTile;  // rows a tile, at most
 
 template <class S, int R, int C, bool Diagonal>
 void gram_tile(const S* const* a, const S* const* b, int64_t begin, int64_t end, double* lanes, int64_t tasks,
@@ -112,7 +116,7 @@ using Tile = void (*)(const S* const*, const S* const*, int64_t, int64_t, double
 template <class S>
 constexpr Tile<S> kSquareTiles[] = {
     gram_tile<S, 1, 1, true>, gram_tile<S, 2, 2, true>, gram_tile<S, 3, 3, true>,
-    gram_tile<S, 4, 4, true>, gram_tile<S, 5, 5, true>, gram_tile<S, 6, 6, true>,
+    gram_tile<S, 4, 4, true>, gram_tile<S, 5, 5, true>,
 };
 
 template <class S, int R>
@@ -138,7 +142,7 @@ struct Tiling {
   int64_t tasks, blocks, tiles, tile = 0;
 
   explicit Tiling(int64_t count)
-      : tasks(count), blocks(count <= kFused ? 1 : (count + kTile - 1) / kTile), tiles(blocks * (blocks + 1) / 2) {}
+      : tasks(count), blocks((count + kTile - 1) / kTile), tiles(blocks * (blocks + 1) / 2) {}
   int64_t begin(int64_t block) const { return block * tasks / blocks; }
   int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
 
@@ -178,8 +182,8 @@ inline void in_chains(int64_t count, const Run& run) {
 // What is left after the last whole vector: copied and padded with zeros, a few rows' pairs at a time.
 template <class S>
 void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest, double* lanes) {
-  alignas(64) S padded[2][kTile + 1][kWidth<S>];
-  const S* pointers[2][kTile + 1];
+  alignas(64) S padded[2][kTile][kWidth<S>];
+  const S* pointers[2][kTile];
   const Tiling tiling(tasks);
   const auto fill = [&](int side, int64_t first, int64_t size) {
     for (int64_t r = 0; r < size; ++r) {
@@ -279,24 +283,29 @@ struct Additions {
 // `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet.
 template <class S, int R, bool First, bool Set>
 void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Additions<S>& to, double* lanes, int64_t tasks,
-                const Ahead<S, kPrefetched>& ahead) {
+                const Ahead<S, kPrefetched>& next) {
+  const Ahead<S, kPrefetched> ahead = next;  // copies: the stores below might change what is behind a reference
   const S* row[R];
-  FASTMTL_UNROLL for (int k = 0; k < R; ++k) row[k] = rows[k];
+  S *out = to.out, *accumulator[R];
+  FASTMTL_UNROLL for (int k = 0; k < R; ++k) {
+    row[k] = rows[k];
+    accumulator[k] = to.accumulators + k * to.pitch;
+  }
   Vector<S> products[R][R] = {};
   for (int64_t i = begin; i < end; i += kWidth<S>) {
     Vector<S> x[R];
     FASTMTL_UNROLL for (int k = 0; k < R; ++k) x[k] = load(row[k] + i);
-    Vector<S> total = First ? x[0] : load(to.out + i) + x[0];
+    Vector<S> total = First ? x[0] : load<S>(out + i) + x[0];
     FASTMTL_UNROLL for (int k = 1; k < R; ++k) total += x[k];
-    store(to.out + i, total);
-    FASTMTL_UNROLL for (int k = 0; k < R; ++k) {
-      S* place = to.accumulators + k * to.pitch + i;
-      store(place, Set ? x[k] : load(place) + x[k]);
-    }
+    store(out + i, total);
+    FASTMTL_UNROLL for (int k = 0; k < R; ++k)
+      store(accumulator[k] + i, Set ? x[k] : load<S>(accumulator[k] + i) + x[k]);
     FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
       FASTMTL_UNROLL for (int c = r; c < R; ++c) products[r][c] += x[r] * x[c];
     }
     ahead(i);
+    // Stores leave in order: one that misses the cache would hold up those to the accumulators.
+    if (First) __builtin_prefetch(ahead.out + i * ahead.step, 1, 3);
   }
   FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
     FASTMTL_UNROLL for (int c = r; c < R; ++c) add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
@@ -310,7 +319,7 @@ using FusedTile = void (*)(const S* const*, int64_t, int64_t, const Additions<S>
 template <class S, bool First, bool Set>
 constexpr FusedTile<S> kFusedTiles[] = {
     fused_tile<S, 1, First, Set>, fused_tile<S, 2, First, Set>, fused_tile<S, 3, First, Set>,
-    fused_tile<S, 4, First, Set>, fused_tile<S, 5, First, Set>, fused_tile<S, 6, First, Set>,
+    fused_tile<S, 4, First, Set>, fused_tile<S, 5, First, Set>,
 };
 
 template <class S>

@@ -13,6 +13,7 @@ namespace fastmtl {
 struct Prefetch {
   const char* const* rows = nullptr;  // one pointer a row, null: nothing to prefetch
   int64_t bytes_per_element = 0;
+  const char* out = nullptr;  // the same for the output, to be written
 };
 
 // All functions take rows of `count` elements. They may be used in place: an output may be one of the rows.

@@ -73,8 +73,7 @@ class Rows {
   }
 
   Prefetch prefetch(const Column& column, const std::vector<int64_t>& present, const Block& next) {
-    static const bool off = std::getenv("XNOPF");
-    if (off || next.positions == 0) return {};
+    if (next.positions == 0) return {};
     for (size_t r = 0; r < present.size(); ++r) {
       next_[r] = address_of_block(column.tensors[present[r]], next);
       if (next_[r] == nullptr) return {};

@@ -95,13 +95,12 @@ class Worker {
   }
 
   Prefetch prefetch(const Block& next) {
-    static const bool off = std::getenv("XNOPF");
-    if (off || next.count() == 0) return {};
+    if (next.count() == 0) return {};
     for (int64_t r = 0; r < tasks_; ++r) {
       next_[r] = address_of_block(problem_.grads[present_[r]], next);
       if (next_[r] == nullptr) return {};
     }
-    return {next_.data(), size_of(problem_.total.dtype)};
+    return {next_.data(), size_of(problem_.total.dtype), address_of_block(problem_.total, next)};
   }
 
   void one_sample(const Block& block, const Block& next, bool first) {
@@ -198,7 +197,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
                                 : Block{0, 1, 0, 0};
         worker.chunk(position, length, begin, end, after);
         if (!split) {
-          worker.add_sums_to_M(length);
+          if (samples > 1) worker.add_sums_to_M(length);
           continue;
         }
         for (int64_t r = 0; r < count; ++r)
@@ -231,7 +230,11 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
     });
   }
   add_up(q_partial.data(), units, present, tasks, static_cast<double>(samples), Q);
-  add_up(m_partial.data(), plan.position_units, present, tasks, 1.0, M);
+  if (samples == 1) {
+    std::copy_n(Q, tasks * tasks, M);
+  } else {
+    add_up(m_partial.data(), plan.position_units, present, tasks, 1.0, M);
+  }
 }
 
 template void sum_moments<float>(const Isa&, const Executor&, const MomentsProblem&, double*, double*);

@@ -1,0 +1,135 @@
+// The CPU kernels on std::threads and on memory of exactly the right size: for AddressSanitizer, UBSan and TSan.
+// Compares sums with plain loops; the sanitizers look for the rest.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/kernels/cpu/lists.h"
+#include "../../csrc/kernels/cpu/moments.h"
+#include "../../csrc/kernels/update_rules.h"
+
+using namespace fastmtl;
+
+namespace {
+
+void on_threads(int64_t units, void (*body)(void*, int64_t, int64_t), void* context) {
+  constexpr int64_t kThreads = 3;
+  std::vector<std::thread> threads;
+  for (int64_t t = 0; t < kThreads; ++t) {
+    const int64_t begin = units * t / kThreads, end = units * (t + 1) / kThreads;
+    if (begin < end) threads.emplace_back(body, context, begin, end);
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void check(double got, double expected, double scale, const char* what) {
+  if (std::abs(got - expected) <= 1e-4 * scale + 1e-6) return;
+  std::printf("%s: got %g, expected %g\n", what, got, expected);
+  std::exit(1);
+}
+
+float value(int64_t task, int64_t i) { return static_cast<float>((i * 7 + task * 13) % 17 - 8) * 0.25f; }
+
+uint16_t bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>(bits >> 16);  // exact: the values have few bits
+}
+
+// [samples, rows, columns], the last two dimensions transposed in memory for odd tasks.
+template <class S>
+void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t columns, bool halves, bool strided) {
+  const Executor parallel{on_threads};
+  const int64_t positions = rows * columns, count = samples * positions;
+  const int64_t sizes[] = {samples, rows, columns};
+  const int64_t plain[] = {positions, columns, 1}, transposed[] = {positions, 1, rows};
+  const Dtype dtype = halves ? Dtype::bf16 : dtype_of<S>;
+  std::vector<std::unique_ptr<char[]>> memory;
+  const auto allocate = [&]() {
+    memory.emplace_back(new char[count * size_of(dtype)]);
+    return memory.back().get();
+  };
+  const Order order(sizes, plain, 3, true), flat(sizes, plain, 3, false);
+  MomentsProblem problem{{}, {}, samples, positions};
+  Column column{{}, count};
+  for (int64_t k = 0; k < tasks; ++k) {
+    char* data = allocate();
+    const bool turned = strided && k % 2 == 1;
+    for (int64_t b = 0; b < samples; ++b) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < columns; ++c) {
+          const int64_t i = b * positions + r * columns + c;
+          const int64_t at = turned ? b * positions + c * rows + r : i;
+          if (halves) {
+            reinterpret_cast<uint16_t*>(data)[at] = bf16(value(k, i));
+          } else {
+            reinterpret_cast<S*>(data)[at] = value(k, i);
+          }
+        }
+      }
+    }
+    const bool missing = tasks > 2 && k == 1;
+    const int64_t* strides = turned ? transposed : plain;
+    problem.grads.push_back(order.view(missing ? nullptr : data, dtype, strides));
+    column.tensors.push_back(flat.view(missing ? nullptr : data, dtype, strides));
+  }
+  char* total = allocate();
+  problem.total = order.view(total, dtype, plain);
+  std::vector<double> M(tasks * tasks), Q(tasks * tasks), G(tasks * tasks), norms(tasks), more(tasks);
+  sum_moments<S>(isa, parallel, problem, M.data(), Q.data());
+  gram<S>(isa, parallel, {column}, tasks, G.data());
+  squared_norms<S>(isa, parallel, {column, column}, tasks, norms.data());
+  sum_norms<S>(isa, parallel, column, flat.view(total, dtype, plain), more.data());
+  const std::vector<S> weights(tasks, S(2));
+  weighted_sum<S>(isa, parallel, {column}, tasks, weights.data(), {flat.view(allocate(), dtype, plain)});
+  if (!halves && !strided)  // in place
+    weighted_sum<S>(isa, parallel, {column}, tasks, weights.data(), {column.tensors[0]});
+  for (int64_t k = 0; k < tasks; ++k) {
+    double expected = 0;
+    for (int64_t i = 0; i < count; ++i) expected += value(k, i) * value(k, i);
+    if (tasks > 2 && k == 1) expected = 0;
+    check(G[k * tasks + k], expected, expected, "gram");
+    check(Q[k * tasks + k], samples * expected, samples * expected, "Q");
+    check(norms[k], 2 * expected, expected, "squared_norms");
+    check(more[k], expected, expected, "sum_norms");
+  }
+}
+
+void update() {
+  const float message[] = {1, 1, 0.5f, 0.25f, 1, 1, 1, 1};
+  const float squared[] = {4, 9};
+  float weights[] = {1, 1}, initial[] = {NAN, NAN}, avg[2] = {}, avg_sq[2] = {}, norms[2] = {}, rates[2] = {};
+  int64_t steps[2] = {}, counters[2] = {}, task_counters[6] = {};
+  double weight_sum[2] = {};
+  GradNormUpdate<float> step({2, squared, 1, message, 1, weights, initial, avg, avg_sq, steps, weight_sum, norms, rates,
+                              counters, task_counters, 0.5, 0.025, true, 0.9, 0.999, 1e-8, 1e-3});
+  step();
+  check(weights[0] + weights[1], 2, 1, "weights");
+  check(counters[0], 1, 1, "counters");
+}
+
+}  // namespace
+
+int main() {
+  const char* error = nullptr;
+  const Isa* best = select_isa(&error);
+  for (const Isa* isa : {&generic_isa(), best}) {
+    for (const int64_t tasks : {1, 3, 7, 12}) {
+      for (const bool strided : {false, true}) {
+        run<float>(*isa, tasks, 5, 33, 71, false, strided);
+        run<float>(*isa, tasks, 5, 33, 71, true, strided);
+        run<double>(*isa, tasks, 3, 13, 11, false, strided);
+        run<float>(*isa, tasks, 300, 3, 7, false, strided);   // few positions: whole samples at a time
+        run<float>(*isa, tasks, 300, 3, 7, true, strided);
+        run<float>(*isa, tasks, 1, 1, 1, false, strided);
+      }
+    }
+    run<float>(*isa, 3, 2000, 40, 50, false, false);  // samples split over units
+  }
+  update();
+  std::puts("ok");
+}
