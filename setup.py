@@ -28,7 +28,11 @@ CXXFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
 ISA_FLAGS = {
     "compute_avx2.cpp": AVX2,
-    "compute_avx512.cpp": [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")), "-mprefer-vector-width=512"],
+    "compute_avx512.cpp": [
+        *AVX2,
+        *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")),
+        "-mprefer-vector-width=512",
+    ],
 }
 
 NINJA_RULES = """\
@@ -110,7 +114,9 @@ class BuildCpp(build_ext):
             if mode == "1":
                 raise RuntimeError(f"FASTMTL_CPP=1, but the C++ backend cannot be built: {error}") from error
             bar = "*" * 100
-            message = f"\n{bar}\nfastmtl is installed WITHOUT its C++ backend and will be slow on CPUs: {error}\n{bar}\n"
+            message = (
+                f"\n{bar}\nfastmtl is installed WITHOUT its C++ backend and will be slow on CPUs: {error}\n{bar}\n"
+            )
             print(message, file=sys.stderr, flush=True)
 
     def build_with_ninja(self, target: Path) -> None:

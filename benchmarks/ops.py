@@ -83,7 +83,10 @@ def cases(word: str = "") -> list[Callable[[], Case]]:
                     continue
                 kind = str(dtype).removeprefix("torch.")
                 for op in ("sum_moments", "sum_norms"):
-                    add(f"{op} {kind} T={tasks} 2^{exponent}", functools.partial(_sum_case, op, tasks, 2**exponent, dtype))
+                    add(
+                        f"{op} {kind} T={tasks} 2^{exponent}",
+                        functools.partial(_sum_case, op, tasks, 2**exponent, dtype),
+                    )
     for tasks, elements in ((3, 2_400_000), (3, 24_000_000), (10, 2_400_000), (10, 24_000_000), (40, 2_400_000)):
         for op in ("gram", "squared_norms"):
             add(f"{op} float32 T={tasks} P={elements}", functools.partial(_list_case, op, tasks, elements))
@@ -103,7 +106,15 @@ def _sum_case(op: str, tasks: int, elements: int, dtype: torch.dtype, name: str)
 
 def _shapes(elements: int) -> list[int]:
     """A list like a network's parameters: a few large, some middling, many small tensors."""
-    sizes = [elements // 4, elements // 4, elements // 8, elements // 8, *[elements // 64] * 8, *[elements // 4096] * 16, *[64] * 20]
+    sizes = [
+        elements // 4,
+        elements // 4,
+        elements // 8,
+        elements // 8,
+        *[elements // 64] * 8,
+        *[elements // 4096] * 16,
+        *[64] * 20,
+    ]
     return [*sizes, elements - sum(sizes)]
 
 

@@ -28,7 +28,12 @@ class Ratio:
         return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> list[Ratio]:
+def interleaved(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int = 30,
+    warmup: int = 3,
+    after_round: Callable[[], None] = lambda: None,
+) -> list[Ratio]:
     """Time every variant once a round, in rotating order; the first is the baseline.
 
     The machine may be shared: the half of the rounds that took longest in all is left out.
@@ -37,6 +42,7 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int = 30, 
     for _ in range(warmup):
         for name in names:
             variants[name]()
+        after_round()
     timed: list[dict[str, float]] = []
     for index in range(rounds):
         seconds = {}
@@ -46,6 +52,7 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int = 30, 
             variants[name]()
             seconds[name] = time.perf_counter() - start
         timed.append(seconds)
+        after_round()
     quiet = sorted(timed, key=lambda seconds: sum(seconds.values()))[: max(2, rounds // 2)]
     results = []
     for name in names:

@@ -9,7 +9,7 @@ import torch
 
 from fastmtl import testing
 from fastmtl.backends.contract import SCHEMAS
-from fastmtl.ops.selection import BACKENDS, backend_for, unavailable
+from fastmtl.ops.selection import BACKENDS, backend_name, unavailable
 from fastmtl.version import __version__
 
 
@@ -31,7 +31,7 @@ def main() -> int:
         for name in BACKENDS:
             reason = unavailable(name, device)
             print(f"  {name:10} {'available' if reason is None else f'not available: {reason}'}")
-        chosen = {op: backend_for(device, op).__name__.rpartition(".")[2] for op in SCHEMAS}
+        chosen = {op: backend_name(device, op) for op in SCHEMAS}
         print("  runs       " + ", ".join(f"{op}: {name}" for op, name in chosen.items()))
         for name in BACKENDS:
             if unavailable(name, device) is not None:

@@ -41,9 +41,8 @@ std::tuple<Tensor, Tensor, Tensor> sum_moments_op(const OptionalTensors& grads) 
   const MomentsProblem problem{column.views(order).tensors, TensorColumn::view_of(total, order), order.samples(),
                                order.positions()};
   std::vector<double> M(tasks * tasks), Q(tasks * tasks);
-  with_type(total, [&](auto zero) {
-    sum_moments<decltype(zero)>(chosen, torch_threads(), problem, M.data(), Q.data());
-  });
+  with_type(total,
+            [&](auto zero) { sum_moments<decltype(zero)>(chosen, torch_threads(), problem, M.data(), Q.data()); });
   return {total, statistics(total, {tasks, tasks}, M), statistics(total, {tasks, tasks}, Q)};
 }
 
@@ -171,10 +170,16 @@ double scalar_of(const Tensor& tensor, const std::string& label) {
   const void* data = tensor.const_data_ptr();
   float value = 0;
   switch (dtype_of_tensor(tensor, label)) {
-    case Dtype::f64: return *static_cast<const double*>(data);
-    case Dtype::f32: return *static_cast<const float*>(data);
-    case Dtype::bf16: generic_isa().load_bf16(static_cast<const uint16_t*>(data), 1, &value); break;
-    case Dtype::f16: generic_isa().load_f16(static_cast<const uint16_t*>(data), 1, &value); break;
+    case Dtype::f64:
+      return *static_cast<const double*>(data);
+    case Dtype::f32:
+      return *static_cast<const float*>(data);
+    case Dtype::bf16:
+      generic_isa().load_bf16(static_cast<const uint16_t*>(data), 1, &value);
+      break;
+    case Dtype::f16:
+      generic_isa().load_f16(static_cast<const uint16_t*>(data), 1, &value);
+      break;
   }
   return value;
 }

@@ -35,12 +35,17 @@ inline bool equal(Shape a, Shape b) { return std::equal(a.begin(), a.end(), b.be
 
 inline Dtype dtype_of_tensor(const Tensor& tensor, const std::string& name) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::f32;
-    case ScalarType::Double: return Dtype::f64;
-    case ScalarType::BFloat16: return Dtype::bf16;
-    case ScalarType::Half: return Dtype::f16;
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
     default:
-      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64, got ", text(tensor.scalar_type()));
+      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64, got ",
+                      text(tensor.scalar_type()));
   }
   return Dtype::f32;
 }
@@ -80,8 +85,8 @@ class TensorColumn {
       const ScalarType type = like_->scalar_type();
       STD_TORCH_CHECK(tensor->scalar_type() == type, label, ": expected dtype ", text(type), ", got ",
                       text(tensor->scalar_type()));
-      STD_TORCH_CHECK(equal(tensor->sizes(), like_->sizes()), label, ": expected shape ", text(like_->sizes()), ", got ",
-                      text(tensor->sizes()));
+      STD_TORCH_CHECK(equal(tensor->sizes(), like_->sizes()), label, ": expected shape ", text(like_->sizes()),
+                      ", got ", text(tensor->sizes()));
       if (dense_ == nullptr && is_dense(*tensor)) dense_ = tensor;
     }
   }

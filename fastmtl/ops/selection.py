@@ -66,6 +66,12 @@ def backend_for(device: torch.device, op: str) -> ModuleType:
     return _select(device.type, op, _forced_backend())
 
 
+def backend_name(device: torch.device, op: str) -> str:
+    """The name of the backend that runs ``op`` on ``device``."""
+    chosen = backend_for(device, op)
+    return next(name for name, backend in BACKENDS.items() if backend is chosen)
+
+
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force one backend for the ops of this process while inside; wins over the environment variable ``FASTMTL_BACKEND``.

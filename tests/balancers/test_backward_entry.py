@@ -148,7 +148,7 @@ def test_errors() -> None:
         balancer.backward(losses, [3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="params: none of them has a part"):
         balancer.backward(losses, [torch.zeros(2, requires_grad=True)])
-    with pytest.raises((TypeError, ValueError, RuntimeError), match="params"):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match="params.*require grad"):
         balancer.backward(losses, [torch.zeros(2)])
     with pytest.raises(ValueError, match="losses: expected 3"):
         balancer.backward(losses[:2], params_of(problem))

@@ -105,8 +105,9 @@ void update() {
   float weights[] = {1, 1}, initial[] = {NAN, NAN}, avg[2] = {}, avg_sq[2] = {}, norms[2] = {}, rates[2] = {};
   int64_t steps[2] = {}, counters[2] = {}, task_counters[6] = {};
   double weight_sum[2] = {};
-  GradNormUpdate<float> step({2, squared, 1, message, 1, weights, initial, avg, avg_sq, steps, weight_sum, norms, rates,
-                              counters, task_counters, 0.5, 0.025, true, 0.9, 0.999, 1e-8, 1e-3});
+  GradNormUpdate<float> step({2,      squared, 1,          message, 1,     weights,  initial,       avg,
+                              avg_sq, steps,   weight_sum, norms,   rates, counters, task_counters, 0.5,
+                              0.025,  true,    0.9,        0.999,   1e-8,  1e-3});
   step();
   check(weights[0] + weights[1], 2, 1, "weights");
   check(counters[0], 1, 1, "counters");
@@ -123,7 +124,7 @@ int main() {
         run<float>(*isa, tasks, 5, 33, 71, false, strided);
         run<float>(*isa, tasks, 5, 33, 71, true, strided);
         run<double>(*isa, tasks, 3, 13, 11, false, strided);
-        run<float>(*isa, tasks, 300, 3, 7, false, strided);   // few positions: whole samples at a time
+        run<float>(*isa, tasks, 300, 3, 7, false, strided);  // few positions: whole samples at a time
         run<float>(*isa, tasks, 300, 3, 7, true, strided);
         run<float>(*isa, tasks, 1, 1, 1, false, strided);
       }

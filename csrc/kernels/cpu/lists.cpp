@@ -226,11 +226,11 @@ void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, c
   }
 }
 
-#define FASTMTL_INSTANTIATE(S)                                                                                       \
-  template void gram<S>(const Isa&, const Executor&, const std::vector<Column>&, int64_t, double*);                 \
-  template void squared_norms<S>(const Isa&, const Executor&, const std::vector<Column>&, int64_t, double*);        \
-  template void weighted_sum<S>(const Isa&, const Executor&, const std::vector<Column>&, int64_t, const S*,         \
-                                const std::vector<View>&);                                                          \
+#define FASTMTL_INSTANTIATE(S)                                                                               \
+  template void gram<S>(const Isa&, const Executor&, const std::vector<Column>&, int64_t, double*);          \
+  template void squared_norms<S>(const Isa&, const Executor&, const std::vector<Column>&, int64_t, double*); \
+  template void weighted_sum<S>(const Isa&, const Executor&, const std::vector<Column>&, int64_t, const S*,  \
+                                const std::vector<View>&);                                                   \
   template void sum_norms<S>(const Isa&, const Executor&, const Column&, const View&, double*);
 FASTMTL_INSTANTIATE(float)
 FASTMTL_INSTANTIATE(double)

@@ -201,8 +201,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
           continue;
         }
         for (int64_t r = 0; r < count; ++r)
-          std::memcpy(split_sums + (su * count + r) * positions + position, worker.sums(r),
-                      length * sizeof(S));
+          std::memcpy(split_sums + (su * count + r) * positions + position, worker.sums(r), length * sizeof(S));
       }
       fold(worker.q_lanes(), count, isa.lanes, &q_partial[unit * square]);
       if (!split) fold(worker.m_lanes(), count, isa.lanes, &m_partial[unit * square]);

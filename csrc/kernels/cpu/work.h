@@ -18,8 +18,7 @@ struct Executor {
   void operator()(int64_t units, const Body& body) const {
     if (units <= 0) return;
     run(
-        units,
-        [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+        units, [](void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 };
@@ -33,8 +32,7 @@ inline int64_t wanted_units(int64_t bytes) { return std::clamp<int64_t>(bytes / 
 
 // Elements of a chunk of `rows` rows: 4 to 8 KiB a row keep the memory streaming; all rows together fit the L2 cache.
 inline int64_t chunk_elements(int64_t rows, int64_t element_size) {
-  static const int64_t forced = std::getenv("XCHUNK") ? std::atoi(std::getenv("XCHUNK")) : 0;
-  const int64_t bytes = forced ? forced : rows <= 6 ? 8192 : 4096;
+  const int64_t bytes = rows <= 6 ? 8192 : 4096;
   return bytes / element_size;
 }
 
