@@ -45,7 +45,8 @@ class GradNorm(MeasuringBalancer):
         source: where norms are measured. ``"features"``: the gradient of the features, nearly free. A layer
             (``nn.Linear``, ``nn.Conv2d``, ...): its weight and bias together, the paper's choice for the last shared
             layer; shared operations may follow it before the fork. A parameter or a list: those together.
-        lr: step size of the weights (0.025 in the paper).
+        lr: step size of the weights (0.025 in the paper). Adam moves every weight by about ``lr`` a step, so small weights
+            fluctuate; `static_weights` is steadier.
         optimizer: ``"adam"`` (the paper's, betas 0.9 and 0.999) or ``"sgd"``.
         initial_losses: L_k(0), positive: T numbers or a dict by name, such as log(C) for cross entropy over C classes
             (paper, footnote 2). Default: each task's first positive loss.

@@ -15,7 +15,8 @@ class UncertaintyWeighting(Balancer):
     """Losses weighted by learned homoscedastic uncertainty: sum_k c_k exp(-s_k) L_k + s_k / 2 with s_k = log sigma_k^2.
 
     c_k is 1/2 for regression (squared error) and 1 for classification (cross entropy). The s_k are parameters: give
-    them to the optimiser, ``Adam([*model.parameters(), *balancer.parameters()])``.
+    them to the optimiser, ``Adam([*model.parameters(), *balancer.parameters()])``. Adam moves them by about its lr a step: in
+    short trainings give them a group of their own with a larger lr, such as 0.025.
 
     Args:
         tasks: the number of tasks, 1 to 64, or their names.

@@ -113,7 +113,11 @@ def test_uncertainty_keeps_float32_under_casts_and_float64_losses() -> None:
 
 @pytest.mark.parametrize(
     ("kinds", "message"),
-    [("ranking", "kinds: expected one of"), (["regression"], "kinds: expected 2"), ([None, "regression"], "kinds: expec")],
+    [
+        ("ranking", "kinds: expected one of"),
+        (["regression"], "kinds: expected 2"),
+        ([None, "regression"], "kinds: expec"),
+    ],
 )
 def test_uncertainty_refuses(kinds: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

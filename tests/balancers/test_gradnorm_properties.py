@@ -99,7 +99,9 @@ def test_permuted_tasks_give_permuted_weights(backend: str, data: st.DataObject,
 
 @LIMITED
 @given(exponent=st.integers(-60, 60), data=st.data(), tasks=st.integers(2, 5))
-def test_scale_of_all_losses_does_not_matter_to_adam(backend: str, exponent: int, data: st.DataObject, tasks: int) -> None:
+def test_scale_of_all_losses_does_not_matter_to_adam(
+    backend: str, exponent: int, data: st.DataObject, tasks: int
+) -> None:
     """Multiplying all losses by a power of two changes norms and losses alike: the same rates, the same signs."""
     numbers = st.lists(st.floats(0.1, 10), min_size=tasks, max_size=tasks)
     factor = math.ldexp(1.0, exponent)

@@ -110,7 +110,9 @@ def test_dtype_of_the_loss(make: Make, dtype: torch.dtype) -> None:
     assert all(grad.dtype == dtype for grad in problem.gradients())
 
 
-@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "make_copy", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"]
+)
 def test_copies(make: Make, make_copy: Any) -> None:
     problem = linear_problem()
     balancer = make(NAMES, problem)

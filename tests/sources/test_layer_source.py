@@ -57,7 +57,9 @@ def features_of(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def losses_of(views: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
-    return [(k + 1) * (view - target).square().mean() for k, (view, target) in enumerate(zip(views, targets, strict=True))]
+    return [
+        (k + 1) * (view - target).square().mean() for k, (view, target) in enumerate(zip(views, targets, strict=True))
+    ]
 
 
 def check(layer: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32, tasks: int = 3) -> GradNorm:

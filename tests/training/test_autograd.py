@@ -67,7 +67,8 @@ def test_checkpointed_heads(place: str) -> None:
 def test_checkpointed_tail() -> None:
     def forward(problem: Problem, balancer: GradNorm, _: str) -> Tensor:
         views = balancer.fork(
-            problem.trunk.inner(problem.x), tail=lambda inner: checkpoint(problem.trunk.tail, inner, use_reentrant=False)
+            problem.trunk.inner(problem.x),
+            tail=lambda inner: checkpoint(problem.trunk.tail, inner, use_reentrant=False),
         )
         return balancer(problem.losses(views))
 

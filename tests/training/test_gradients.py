@@ -6,6 +6,8 @@ import functools
 
 import pytest
 import torch
+
+from fastmtl import GradNorm
 from tests.training.networks import (
     PLACES,
     Problem,
@@ -19,8 +21,6 @@ from tests.training.networks import (
     task_norms,
 )
 
-from fastmtl import GradNorm
-
 PROBLEMS = {
     "conv": conv_problem,
     "batch_norm": functools.partial(conv_problem, batch_norm=True),
@@ -32,10 +32,14 @@ def targets_of(problem: Problem, place: str, inner: tuple, features: torch.Tenso
     source = source_of(problem, place)
     if place == "tail":
         return list(inner)
-    return [features] if place == "features" else list(source) if isinstance(source, list) else list(source.parameters())
+    return (
+        [features] if place == "features" else list(source) if isinstance(source, list) else list(source.parameters())
+    )
 
 
-def check(problem: Problem, place: str, dtype: torch.dtype = torch.float32, balancer: GradNorm | None = None) -> GradNorm:
+def check(
+    problem: Problem, place: str, dtype: torch.dtype = torch.float32, balancer: GradNorm | None = None
+) -> GradNorm:
     """Compare one step with plain autograd: loss, gradients, measured norms."""
     balancer = gradnorm_for(problem, place) if balancer is None else balancer
     used = balancer.weights.clone()

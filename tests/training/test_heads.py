@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+
 from tests.training.networks import (
     PLACES,
     Problem,
@@ -51,7 +52,9 @@ def test_expanded_gradients(place: str, all_expanded: bool, backend: str) -> Non
 
 @pytest.mark.parametrize("place", PLACES)
 def test_partly_expanded_gradients(place: str, backend: str) -> None:
-    check(conv_problem(), place, lambda _, views: [(k + 1) * v.mean((2, 3)).square().sum() for k, v in enumerate(views)])
+    check(
+        conv_problem(), place, lambda _, views: [(k + 1) * v.mean((2, 3)).square().sum() for k, v in enumerate(views)]
+    )
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tests.training.networks import Problem, balanced, gradnorm_for, linear_problem
 from tests.training.paper import PaperGradNorm
 
@@ -24,9 +25,7 @@ def batches(problem: Problem) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
 
 @pytest.mark.parametrize("place", ["features", "layer"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize(
-    ("alpha", "given"), [(0.0, False), (0.12, False), (0.12, True), (1.5, False), (1.5, True)]
-)
+@pytest.mark.parametrize(("alpha", "given"), [(0.0, False), (0.12, False), (0.12, True), (1.5, False), (1.5, True)])
 def test_trajectory(alpha: float, optimizer: str, given: bool, place: str) -> None:
     initial = [3.0, 5.0, 2.0] if given else None
     lr = 0.025 if optimizer == "adam" else 0.01
