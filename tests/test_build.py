@@ -44,11 +44,15 @@ def test_without_a_compiler_it_installs_and_says_so(checkout):
     assert "WITHOUT its C++ backend" in built.stderr and "no C++ compiler found" in built.stderr
     used = run(checkout, "-c", "import torch, fastmtl; print(fastmtl.ops.gram(torch.ones(2, 3)).tolist())")
     assert used.stdout.strip() == "[[3.0, 3.0], [3.0, 3.0]]", used.stderr
-    reason = "from fastmtl.ops.selection import unavailable; import torch; print(unavailable('cpp', torch.device('cpu')))"
+    reason = (
+        "from fastmtl.ops.selection import unavailable; import torch; print(unavailable('cpp', torch.device('cpu')))"
+    )
     assert "the library is not built" in run(checkout, "-c", reason).stdout
     forced = run(checkout, "-c", "import torch, fastmtl; fastmtl.ops.gram(torch.ones(2, 3))", FASTMTL_BACKEND="cpp")
     assert forced.returncode != 0
-    assert "FASTMTL_BACKEND forces backend 'cpp', which cannot run gram on cpu: the library is not built" in forced.stderr
+    assert (
+        "FASTMTL_BACKEND forces backend 'cpp', which cannot run gram on cpu: the library is not built" in forced.stderr
+    )
 
 
 def test_a_demanded_build_that_is_impossible_fails(checkout):

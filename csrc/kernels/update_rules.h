@@ -12,7 +12,8 @@
 
 namespace fastmtl {
 
-constexpr float kTiniestWeight = 1.17549435e-38f;  // the smallest normal float32
+constexpr float kTiniestWeight = 1.17549435e-38f;         // the smallest normal float32
+constexpr double kLargestSquare = 3.4028234663852886e38;  // the largest float32
 
 template <class Norm>
 struct GradNormArguments {
@@ -86,7 +87,11 @@ struct GradNormUpdate {
 
   FASTMTL_HD bool finite() const {
     bool all = isfinite_(scale());
-    for (int64_t k = 0; k < a.tasks; ++k) all = all && (!present(k) || (isfinite_(task_norm(k)) && isfinite_(loss(k))));
+    for (int64_t k = 0; k < a.tasks; ++k) {
+      // A square beyond float32 would stay in Adam's second moment for good.
+      const bool fits = task_norm(k) * task_norm(k) <= kLargestSquare;
+      all = all && (!present(k) || (fits && isfinite_(loss(k))));
+    }
     return all;
   }
 

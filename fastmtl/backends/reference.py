@@ -129,7 +129,9 @@ def gradnorm_update(
     task_norms = squared_norms.double().sqrt() / (scale.abs() * used)
 
     measured = (message[0] == 1) & (scale != 0)
-    finite = (~present | (task_norms.isfinite() & losses.isfinite())).all() & scale.isfinite()
+    # A square beyond float32 would stay in Adam's second moment for good.
+    fits = task_norms.square() <= torch.finfo(torch.float32).max
+    finite = (~present | (fits & losses.isfinite())).all() & scale.isfinite()
     accepted = measured & finite
 
     # L_k(0) is the first positive loss: a ratio to zero or to a negative number has no meaning.

@@ -50,10 +50,10 @@ class Balancer(nn.Module):
 
         Args:
             features: a floating-point tensor, or a tuple, list or dict of them (a feature pyramid).
-            tail: shared operations that follow, applied to ``features`` before the heads; the gradients are then
-                measured at ``features`` and not at the result. Needed only where the backbone is compiled and the
-                place of measurement is not its end. In a compiled step it is applied to each view, so it must not be
-                random there.
+            tail: shared operations that follow, applied to ``features`` before the heads; the gradients are then measured
+                at ``features`` and not at the result. Needed only where the backbone is compiled and the place of
+                measurement is not its end. A compiled step applies it to each view, so there it must not be random or
+                keep statistics (dropout, batch norm in training).
 
         Returns:
             A tuple of T views, or a dict by name where the tasks have names; each like ``features`` (like ``tail``'s
@@ -156,9 +156,13 @@ class Balancer(nn.Module):
         return {"tasks": list(self.tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse the state of other tasks."""
-        if list(state["tasks"]) != list(self.tasks):
-            raise ValueError(f"state_dict: expected the tasks {list(self.tasks)}, got {state['tasks']}")
+        """What is there to check is checked before anything is loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        extra = state_dict.get(f"{prefix}_extra_state")
+        if extra is not None and list(extra["tasks"]) != list(self.tasks):
+            raise ValueError(f"state_dict: expected the tasks {list(self.tasks)}, got {extra['tasks']}")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def _per_task(views: list[list[Tensor]], rebuild: Callable[[Sequence[Tensor]], Any]) -> list[Any]:
@@ -231,27 +235,38 @@ class MeasuringBalancer(Balancer):
             raise RuntimeError("balancer.backward: expected a balancer in training mode with gradients enabled")
         if params is None:
             raise TypeError("params: expected the parameters at which to compare the tasks, got none")
-        targets = Parameters(params).parameters
+        targets = Parameters(params, "params").parameters
+        for index, target in enumerate(targets):
+            if not target.requires_grad:
+                raise ValueError(f"params[{index}]: does not require grad, so no gradient can be measured")
         batch = self._batch(losses, present)
-        _, message = ops.weigh([loss.detach() for loss in batch.losses], self.weights, batch.present)
         factor = torch.as_tensor(scale, dtype=torch.float32, device=self.weights.device)
-        squared_norms = torch.zeros_like(message[: len(self._tasks)])
-        reached = False
-        if self._due():
-            for task, (task_loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
-                if not gone:
-                    slope = factor.to(task_loss.dtype).expand_as(task_loss)
-                    grads = torch.autograd.grad(task_loss, targets, slope, retain_graph=True, allow_unused=True)
-                    if any(grad is not None for grad in grads):
-                        reached = True
-                        squared_norms[task] = torch.ops.fastmtl.squared_norms(grads, 1)[0]
-            if not reached:
-                raise ValueError("params: none of them has a part in any of the losses")
+        due = self._due()
+        if due:
+            _, message = ops.weigh([loss.detach() for loss in batch.losses], self.weights, batch.present)
+            squared_norms = self._squared_norms_at(targets, batch, factor)
         loss = self._weigh(batch, None)
         (loss * factor).backward()
-        used = message[2 + len(self._tasks) : 2 + 2 * len(self._tasks)]
-        self.take(squared_norms * used.square(), ops.with_scale(message, factor))
+        if due:
+            used = message[2 + len(self._tasks) : 2 + 2 * len(self._tasks)]
+            self.take(squared_norms * used.square(), ops.with_scale(message, factor))
         return loss.detach()
+
+    def _squared_norms_at(self, targets: Sequence[Tensor], batch: Batch, factor: Tensor) -> Tensor:
+        """[T] squared norms of the gradients of ``factor * L_k`` with respect to ``targets``."""
+        squared_norms = torch.zeros(len(self._tasks), device=factor.device)
+        reached = False
+        for task, (loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
+            if gone:
+                continue
+            slope = factor.to(loss.dtype).expand_as(loss)
+            grads = torch.autograd.grad(loss, targets, slope, retain_graph=True, allow_unused=True)
+            if any(grad is not None for grad in grads):
+                reached = True
+                squared_norms[task] = torch.ops.fastmtl.squared_norms(grads, 1)[0]
+        if not reached:
+            raise ValueError("params: none of them has a part in any of the losses")
+        return squared_norms
 
     def _due(self) -> bool:
         """Whether this step is measured."""
@@ -290,9 +305,11 @@ class MeasuringBalancer(Balancer):
             views, self._token = forks.fork(levels, tasks, self, self._source.locate(levels, None))
             structures = _per_task(views, rebuild)
             return structures if tail is None else [tail(structure) for structure in structures]
-        before = None if tail is None else levels
+        before = None
         if tail is not None:
-            levels, rebuild = flatten(tail(rebuild(levels)))
+            # Measured at views, so that the levels count as independent also where one was computed from another.
+            before = [level.view_as(level) for level in levels]
+            levels, rebuild = flatten(tail(rebuild(before)))
         probe = self._source.locate(levels, before)
         views, self._token = forks.fork(levels, tasks, self, probe)
         return _per_task(views, rebuild)
@@ -317,6 +334,6 @@ class MeasuringBalancer(Balancer):
         return {**super().get_extra_state(), "steps_forked": self._steps_forked}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse the state of other tasks; go on in the cycle of ``update_every``."""
+        """Go on in the cycle of ``update_every``."""
         super().set_extra_state(state)
         self._steps_forked = int(state["steps_forked"])

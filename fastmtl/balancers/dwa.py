@@ -62,7 +62,8 @@ class DynamicWeightAverage(Balancer):
             self._loss_count.zero_()
             before, last = self._epoch_losses
             ratios = torch.where((before > 0) & (last > 0), last / before, 1.0)
-            self.weights.copy_(len(self._tasks) * torch.softmax(ratios / self.temperature, 0))
+            shares = torch.softmax(ratios / self.temperature, 0).clamp_min(torch.finfo(torch.float32).tiny)
+            self.weights.copy_(len(self._tasks) * shares)
 
     def report(self) -> dict[str, float]:
         """Scalars for a logger: ``weight`` and ``epoch_loss`` (the last complete epoch's mean; NaN before) per task."""

@@ -24,7 +24,10 @@ _LEFT_OUT = {
 
 
 def _number(name: str, value: float, low: float, *, low_allowed: bool) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number, got {value!r}") from error
     if not math.isfinite(number) or number < low or (number == low and not low_allowed):
         raise ValueError(f"{name}: expected a finite number {'>=' if low_allowed else '>'} {low:g}, got {value!r}")
     return number

@@ -64,6 +64,8 @@ class Tasks:
 
     def numbers(self, argument: str, values: Any) -> Tensor:
         """[T] float32 positive finite numbers from a tensor, a sequence or a mapping by name."""
+        if not isinstance(values, (Mapping, Sequence, Tensor)) or (isinstance(values, Tensor) and values.dim() != 1):
+            raise TypeError(f"{argument}: expected {len(self)} numbers, or a dict by name, got {values!r}")
         listed = self._in_order(argument, values) if isinstance(values, Mapping) else self._listed(argument, values)
         floats = [math.nan if value is None else float(value) for value in listed]
         if not all(math.isfinite(value) and value > 0 for value in floats):
@@ -92,6 +94,10 @@ class Tasks:
             return [True] * len(self), present
         if isinstance(present, Mapping):
             return [bool(value) for value in self._in_order("present", present)], None
+        if isinstance(present, str) or not isinstance(present, Collection):
+            raise TypeError(
+                f"present: expected {len(self)} booleans, a mapping or names of tasks, or a [T] bool tensor, got {present!r}"
+            )
         listed = list(present)
         if self.named and all(isinstance(name, str) for name in listed):
             chosen = self._in_order("present", dict.fromkeys(listed, True))

@@ -48,6 +48,8 @@ class UncertaintyWeighting(Balancer):
         batch = self._batch(losses, present)
         wide = any(loss.dtype == torch.float64 for loss in batch.losses)
         values = torch.stack([loss.reshape(()).to(torch.float64 if wide else torch.float32) for loss in batch.losses])
+        # Masked before the product too: the gradient of a factor would be the loss of the absent task, whatever it is.
+        values = torch.where(batch.present, values, torch.zeros_like(values))
         terms = self._weights() * values + self.log_variances / 2
         return torch.where(batch.present, terms, torch.zeros_like(terms)).sum()
 

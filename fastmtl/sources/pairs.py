@@ -33,6 +33,16 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _saved(node: Node, name: str) -> Tensor | None:
+    """A tensor that ``node`` keeps for its backward; None where hooks (checkpointing, offloading) keep it.
+
+    Not unpacked, since checkpointing lets a tensor be unpacked once only.
+    """
+    saved = getattr(node, f"_raw_saved_{name}")
+    plain = getattr(saved, "unpack_hook", saved) is None and isinstance(saved.data, Tensor)
+    return saved.data.detach() if plain else None
+
+
 @dataclass(frozen=True)
 class Linear:
     """One use of a weight as ``input @ weight.T``."""
@@ -42,15 +52,20 @@ class Linear:
     bias: bool
     saved: str  # the name under which the node keeps the input
 
+    def _input(self) -> Tensor:
+        inputs = _saved(self.node, self.saved)
+        assert inputs is not None, "use_of has looked"
+        return inputs
+
     def pays(self, tasks: int) -> bool:
         """Whether pairs need fewer multiply-adds than forming the weight gradients."""
-        positions = getattr(self.node, self.saved).shape[0]
+        positions = self._input().shape[0]
         outputs, inputs = self.weight.shape
         return positions * (inputs + tasks * outputs) < tasks * inputs * outputs
 
     def input_gram(self) -> Tensor:
         """[N, N] inner products of the inputs of N positions."""
-        inputs = _wide(getattr(self.node, self.saved).detach())
+        inputs = _wide(self._input())
         gram = inputs @ inputs.T
         return gram.add_(1) if self.bias else gram
 
@@ -73,7 +88,8 @@ class Conv2d:
         stride, padding, dilation = (
             list(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation")
         )
-        inputs = node._saved_input.detach()  # type: ignore[attr-defined]
+        inputs = _saved(node, "input")
+        assert inputs is not None, "use_of has looked"
         out = [
             (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
             for size, pad, dil, kernel, step in zip(
@@ -141,13 +157,13 @@ LayerUse = Linear | Conv2d
 
 def use_of(node: Node, position: int, weight: Tensor, bias: bool) -> LayerUse | None:
     """The use of ``weight`` as input ``position`` of ``node``, where pairs of positions can measure it."""
-    if node.name() == "AddmmBackward0" and position == 2 and bias:
-        return Linear(node, weight, bias, "_saved_mat1")
-    if node.name() == "MmBackward0" and position == 1 and not bias:
-        return Linear(node, weight, bias, "_saved_self")
-    if node.name() == "ConvolutionBackward0" and position == 1 and weight.dim() == 4:
-        plain = not node._saved_transposed and node._saved_groups == 1  # type: ignore[attr-defined]
-        return Conv2d(node, weight, bias) if plain else None
+    match node.name(), position, bias:
+        case ("AddmmBackward0", 2, True) | ("MmBackward0", 1, False):
+            saved = "mat1" if bias else "self"
+            return Linear(node, weight, bias, saved) if _saved(node, saved) is not None else None
+        case ("ConvolutionBackward0", 1, _) if weight.dim() == 4:
+            plain = not node._saved_transposed and node._saved_groups == 1  # type: ignore[attr-defined]
+            return Conv2d(node, weight, bias) if plain and _saved(node, "input") is not None else None
     return None
 
 
@@ -159,12 +175,16 @@ class PairsProbe:
 
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Tensor]:
         """The sums at the fork and the squared norms of the layer's weight and bias gradients."""
-        gram = self.use.input_gram()
         target = [GradientEdge(self.use.node, 0)]
+        # A backward may be called inside autocast, which would round the products to half precision.
+        full_precision = torch.autocast(self.use.weight.device.type, enabled=False)
+        with full_precision:
+            gram = self.use.input_gram()
         squared = gram.new_zeros(len(grads[0]))
         for task in range(len(grads[0])):
             (delta,) = carry(self.roots, grads, task, target)
             if delta is not None:
-                by_position = self.use.by_position(delta)
-                squared[task] = (gram @ by_position).mul_(by_position).sum()
+                with full_precision:
+                    by_position = self.use.by_position(delta)
+                    squared[task] = (gram @ by_position).mul_(by_position).sum()
         return sums(grads), squared.clamp_min_(0)

@@ -50,14 +50,14 @@ class CarriedProbe:
 class Parameters:
     """Any list of shared parameters, taken together as one vector."""
 
-    def __init__(self, parameters: Sequence[Tensor]):
+    def __init__(self, parameters: Sequence[Tensor], argument: str = "source"):
         self.parameters = list(parameters)
         if not self.parameters:
-            raise ValueError("source: expected at least one parameter, got none")
+            raise ValueError(f"{argument}: expected at least one parameter, got none")
         for index, parameter in enumerate(self.parameters):
             if not isinstance(parameter, Tensor) or not parameter.is_leaf:
                 raise TypeError(
-                    f"source[{index}]: expected a parameter (a leaf tensor), got {type(parameter).__name__}"
+                    f"{argument}[{index}]: expected a parameter (a leaf tensor), got {type(parameter).__name__}"
                 )
 
     def find(self, features: Sequence[Tensor]) -> tuple[list[GradientEdge], list[Tensor], list[list[tuple[Node, int]]]]:

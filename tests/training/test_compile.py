@@ -117,6 +117,18 @@ def test_named_tasks_and_a_pyramid() -> None:
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
 
 
+def own_levels(problem: Problem, balancer: GradNorm, _: str) -> Tensor:
+    """A pyramid with one level a head: nothing is added up, each level's gradient is formed elementwise."""
+    stem, shared = problem.trunk.inner(problem.x)
+    views = balancer.fork((stem, shared, torch.relu(shared)))
+    return balancer([problem.loss(k, views[k][k]) for k in range(3)])
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_level_of_a_single_head(backend: str) -> None:
+    compare(one_output(), "features", backend, own_levels)
+
+
 @pytest.mark.parametrize("compile_what", ["trunk", "heads"])
 def test_compiled_parts_around_an_eager_fork(compile_what: str) -> None:
     problem = pooled()
@@ -162,7 +174,8 @@ def test_layer_source_behind_a_compiled_trunk(backend: str) -> None:
     try:
         ours = run(problem, balancers[0], lambda: balanced(problem, balancers[0]))
     except (ValueError, RuntimeError) as error:
-        assert "source='features'" in str(error), error
+        if "source='features'" not in str(error):
+            raise
         return
     expected = run(twin, balancers[1], lambda: balanced(twin, balancers[1]))
     for a, b in zip(ours, expected, strict=True):
@@ -198,7 +211,8 @@ def test_in_place_head_is_never_silently_wrong(backend: str) -> None:
     try:
         torch.compile(lambda: balanced(problem, balancer), fullgraph=True, backend=backend)().backward()
     except Exception as error:
-        assert "in-place" in str(error) or "inplace" in str(error), error
+        if "in-place" not in str(error) and "inplace" not in str(error):
+            raise
         return
     twin.heads[0] = twin.heads[0].linear
     features = twin.trunk(twin.x)
