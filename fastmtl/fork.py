@@ -98,8 +98,8 @@ class _WeightedSum(torch.autograd.Function):
         weights, present = message[2 + tasks : 2 + 2 * tasks], message[2 + 2 * tasks :]
         slopes = (scale * (weights * present)).unbind()
         grads = [
-            None if gone else slope.to(dtype).view(shape)
-            for slope, gone, (dtype, shape) in zip(slopes, ctx.absent, ctx.like, strict=True)
+            None if gone else slope if like == (slope.dtype, slope.shape) else slope.to(like[0]).view(like[1])
+            for slope, gone, like in zip(slopes, ctx.absent, ctx.like, strict=True)
         ]
         return (ops.with_scale(message, scale) if ctx.sends else None, None, None, None, *grads)
 

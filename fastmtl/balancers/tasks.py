@@ -31,6 +31,7 @@ class Tasks:
 
     def __init__(self, tasks: TasksLike):
         self.named = not isinstance(tasks, int)
+        self._masks: dict[tuple[tuple[bool, ...], torch.device], Tensor] = {}
         if isinstance(tasks, bool) or not isinstance(tasks, (int, Sequence)) or isinstance(tasks, str):
             raise TypeError(f"tasks: expected a number of tasks or a sequence of names, got {tasks!r}")
         self.names = tuple(str(k) for k in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
@@ -133,12 +134,17 @@ class Tasks:
             torch.zeros((), device=device) if gone else self._check_loss(name, loss, device, need_grad)
             for name, loss, gone in zip(self.names, listed, absent, strict=True)
         ]
-        if mask is not None:
-            mask = mask.to(device)
-        if mask is None or any(absent):
-            known_mask = torch.tensor([not gone for gone in absent], device=device)
-            mask = known_mask if mask is None else mask & known_mask
-        return Batch(read, mask, absent)
+        known_mask = self._mask(absent, device)
+        return Batch(read, known_mask if mask is None else mask.to(device) & known_mask, absent)
+
+    def _mask(self, absent: tuple[bool, ...], device: torch.device) -> Tensor:
+        """[T] bool, which tasks are present; kept, since a copy to a device in every step would wait for it."""
+        if torch.compiler.is_compiling():
+            return torch.tensor([not gone for gone in absent], device=device)
+        mask = self._masks.get((absent, device))
+        if mask is None:
+            mask = self._masks[absent, device] = torch.tensor([not gone for gone in absent], device=device)
+        return mask
 
     @staticmethod
     def _check_loss(name: str, loss: Any, device: torch.device, need_grad: bool) -> Tensor:
