@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/*/*.cpp benchmarks/*.cpp)
 
-.PHONY: demo test lint format types pytest bench bench-step self-check wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step self-check wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -16,12 +17,12 @@ test: lint types pytest self-check
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.cpp' 'benchmarks/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.cpp' 'benchmarks/*.cpp' | xargs $(BIN)/clang-format -i
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 types: $(VENV)/.test
 	$(BIN)/mypy
@@ -32,8 +33,12 @@ pytest: $(VENV)/.test
 self-check: $(VENV)/.test
 	$(BIN)/python -m fastmtl
 
+# Ratios to the floor and to torch operations; `bench-pytest`: the same cases under pytest-benchmark.
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.ops $(ARGS)
+
+bench-pytest: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks/test_ops.py $(ARGS)
 
 bench-step: $(VENV)/.test
 	$(BIN)/python -m benchmarks.step $(ARGS)

@@ -1,30 +1,28 @@
-"""Micro benchmarks of the ops on CPU: their time as a multiple of one pass over the same memory, and of torch operations.
+"""Micro benchmarks of the ops on CPU: as a multiple of one pass over the same memory, and of the same in torch operations.
 
-``python benchmarks/ops.py [--rounds N] [--json FILE] [WORD]`` prints a table (of the cases whose name contains WORD).
-The variants of a case run in turns, so that what else the machine does hits all of them; a row gives the median ratio
-over the quiet rounds (those in which the floor was within 15 % of its fastest quarter), and their least and largest.
-
-The floor is `floor.cpp`: reads each gradient once, and writes a sum where the op does. All variants of a case that
+The floor is `floor.cpp`: it reads each gradient once, and writes a sum where the op does. All variants of a case that
 returns a total allocate it anew (pages and all), as a backward does.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import functools
 import json
-import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
+from benchmarks import timing
 from fastmtl.backends import cpp, reference
 
 FLOOR = Path(__file__).resolve().parent / "floor.cpp"
@@ -140,57 +138,29 @@ def _weighted_case(tasks: int, elements: int, name: str) -> Case:
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def measure(case: Case, rounds: int) -> dict[str, object]:
-    """Times of the three variants in turns, summarised."""
-    with_torch = max(3, rounds // 5)
-    for call in (case.run, case.floor):
-        call()
-    times = [(_seconds(case.floor), _seconds(case.run)) for _ in range(rounds)]
-    slow = [(_seconds(case.run), _seconds(case.torch)) for _ in range(with_torch)]
-    quiet_limit = 1.15 * statistics.quantiles([f for f, _ in times], n=4)[0]
-    quiet = [(f, r) for f, r in times if f <= quiet_limit]
-    ratios = [r / f for f, r in quiet]
-    return {
-        "case": case.name,
-        "ms": 1e3 * statistics.median(r for _, r in quiet),
-        "floor_ms": 1e3 * statistics.median(f for f, _ in quiet),
-        "times_floor": statistics.median(ratios),
-        "times_floor_min": min(ratios),
-        "times_floor_max": max(ratios),
-        "quiet_rounds": len(quiet),
-        "speedup_over_torch": statistics.median(t / r for r, t in slow),
-        "speedup_over_torch_min": min(t / r for r, t in slow),
-        "speedup_over_torch_max": max(t / r for r, t in slow),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("word", nargs="?", default="", help="only cases whose name contains this")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the results there as well")
-    arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {cpp.instruction_set()}")
-    print(f"{'case':40} {'ms':>8} {'x floor':>8} {'(min..max)':>14} {'vs torch':>9} {'(min..max)':>14}")
-    results = []
-    for make in cases(arguments.word):
-        result = measure(make(), arguments.rounds)
-        results.append(result)
-        print(
-            "{case:40} {ms:8.2f} {times_floor:8.2f} {times_floor_min:6.2f} ..{times_floor_max:6.2f} "
-            "{speedup_over_torch:8.1f}x {speedup_over_torch_min:6.1f} ..{speedup_over_torch_max:6.1f}".format(**result),
-            flush=True,
-        )
-    if arguments.json:
-        context = {"torch": torch.__version__, "threads": torch.get_num_threads(), "isa": cpp.instruction_set()}
-        arguments.json.write_text(json.dumps({**context, "results": results}, indent=1) + "\n")
+def main(
+    word: Annotated[str, typer.Argument(help="only the cases whose name contains this")] = "",
+    rounds: int = 30,
+    threads: int = 2,
+    output: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+) -> None:
+    """Print each op's time as a multiple of its floor, and how many times faster it is than torch operations."""
+    torch.set_num_threads(threads)
+    console, rows = Console(width=110), []
+    table = Table("case", "ms", "time / floor [quartiles]", "torch operations / time")
+    for make in cases(word):
+        case = make()
+        variants = {"floor": case.floor, "op": case.run, "torch": case.torch}
+        floor_time, op, plain = timing.interleaved(variants, rounds)
+        speedup = plain.seconds / op.seconds
+        table.add_row(case.name, f"{op.seconds * 1e3:.2f}", str(op), f"{speedup:.1f}x")
+        rows.append({"case": case.name, **timing.as_rows([op])[0], "floor": floor_time.seconds, "speedup": speedup})
+    conditions = {**timing.conditions(), "instructions": cpp.instruction_set()}
+    console.print(table)
+    console.print(conditions)
+    if output is not None:
+        output.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

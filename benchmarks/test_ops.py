@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from ops import cases
-
+from benchmarks.ops import cases
 from fastmtl.backends import cpp
 
 REASON = cpp.unavailable(torch.device("cpu"))
