@@ -81,46 +81,6 @@ def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[T
     return _ops().weigh(losses, weights, present)
 
 
-def gradnorm_update(
-    squared_norms: Tensor,
-    message: Tensor,
-    weights: Tensor,
-    initial_losses: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    steps: Tensor,
-    weight_sum: Tensor,
-    norms: Tensor,
-    rates: Tensor,
-    counters: Tensor,
-    task_counters: Tensor,
-    alpha: float,
-    lr: float,
-    adam: bool,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    min_weight: float,
-) -> None:
-    """One step of GradNorm's weights, as `fastmtl.backends.reference.gradnorm_update`."""
-    _ops().gradnorm_update(
-        squared_norms,
-        message,
-        weights,
-        initial_losses,
-        exp_avg,
-        exp_avg_sq,
-        steps,
-        weight_sum,
-        norms,
-        rates,
-        counters,
-        task_counters,
-        alpha,
-        lr,
-        adam,
-        beta1,
-        beta2,
-        eps,
-        min_weight,
-    )
+def gradnorm_update(*arguments: Any) -> None:
+    """One step of GradNorm's weights; arguments as of `fastmtl.backends.reference.gradnorm_update`."""
+    _ops().gradnorm_update(*arguments)

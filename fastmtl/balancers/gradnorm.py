@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmtl import ops
-from fastmtl.balancers.base import MeasuringBalancer
+from fastmtl.balancers.measuring import MeasuringBalancer
 from fastmtl.balancers.tasks import TasksLike
 from fastmtl.sources import SourceLike
 

@@ -1,0 +1,186 @@
+"""Balancers that measure the tasks' gradients inside the backward."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmtl import fork as forks
+from fastmtl import ops
+from fastmtl.balancers.base import Balancer, Tail, per_task
+from fastmtl.balancers.structure import flatten
+from fastmtl.balancers.tasks import Batch, Losses, Presence, TasksLike
+from fastmtl.sources import Parameters, SourceLike, resolve
+
+
+class MeasuringBalancer(Balancer):
+    """A balancer that measures the tasks' gradients inside the backward; subclasses define `take`."""
+
+    def __init__(self, tasks: TasksLike, *, source: SourceLike, update_every: int):
+        super().__init__(tasks)
+        if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
+            raise ValueError(f"update_every: expected a whole number from 1, got {update_every!r}")
+        self._source = resolve(source, len(self._tasks))
+        self.update_every = update_every
+        self._steps_forked = 0
+        self._forked = False
+        self._token: Tensor | None = None
+        self._warned_of_ranks = False
+
+    def take(self, squared_norms: Tensor, message: Tensor) -> None:
+        """Called once in each measured backward, see `fastmtl.fork.Rule`."""
+        raise NotImplementedError(f"{type(self).__name__} must define take")
+
+    def forward(self, losses: Losses, *, present: Presence | None = None) -> Tensor:
+        """As `Balancer.forward`; in training it completes the fork before it.
+
+        Raises:
+            RuntimeError: in training without a fork before it.
+            TypeError, ValueError: as for `Balancer.forward`.
+        """
+        batch = self._batch(losses, present)
+        if not self._training_now():
+            return self._weigh(batch, None)
+        if not self._forked:
+            raise RuntimeError(
+                "balancer(losses) was called without a fork: call balancer.fork(features) once before each call, or "
+                "balancer.backward(losses, params) in code that cannot fork"
+            )
+        token, self._token, self._forked = self._token, None, False
+        return self._weigh(batch, token)
+
+    def backward(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor] | None = None,
+        *,
+        present: Presence | None = None,
+        scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        """Measure at ``params``, weigh and run the backward: the universal way, for code that cannot fork.
+
+        Takes one vector-Jacobian product a task from its loss to ``params``, then the ordinary backward of the weighted sum:
+        ``.grad`` of every leaf is filled (and hooks run) as by ``(scale * sum_k w_k L_k).backward()``.
+
+        Args:
+            losses, present: as in a call.
+            params: the shared parameters at which the tasks are compared, such as those of the last shared layer.
+            scale: factor of the loss, such as ``scaler.get_scale()`` or one over the accumulation steps.
+
+        Returns:
+            The weighted loss, detached and without the scale.
+
+        Raises:
+            ValueError, TypeError: no parameters, or none that the losses depend on; as for a call.
+            RuntimeError: the balancer is in eval mode, or gradients are off.
+        """
+        if not self._training_now():
+            raise RuntimeError("balancer.backward: expected a balancer in training mode with gradients enabled")
+        if params is None:
+            raise TypeError("params: expected the parameters at which to compare the tasks, got none")
+        targets = Parameters(params, "params").parameters
+        for index, target in enumerate(targets):
+            if not target.requires_grad:
+                raise ValueError(f"params[{index}]: does not require grad, so no gradient can be measured")
+        batch = self._batch(losses, present)
+        factor = torch.as_tensor(scale, dtype=torch.float32, device=self.weights.device)
+        due = self._due()
+        if due:
+            _, message = ops.weigh([loss.detach() for loss in batch.losses], self.weights, batch.present)
+            squared_norms = self._squared_norms_at(targets, batch, factor)
+        loss = self._weigh(batch, None)
+        (loss * factor).backward()
+        if due:
+            used = message[2 + len(self._tasks) : 2 + 2 * len(self._tasks)]
+            self.take(squared_norms * used.square(), ops.with_scale(message, factor))
+        return loss.detach()
+
+    def _squared_norms_at(self, targets: Sequence[Tensor], batch: Batch, factor: Tensor) -> Tensor:
+        """[T] squared norms of the gradients of ``factor * L_k`` with respect to ``targets``."""
+        squared_norms = torch.zeros(len(self._tasks), device=factor.device)
+        reached = False
+        for task, (loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
+            if gone:
+                continue
+            slope = factor.to(loss.dtype).expand_as(loss)
+            grads = torch.autograd.grad(loss, targets, slope, retain_graph=True, allow_unused=True)
+            if any(grad is not None for grad in grads):
+                reached = True
+                squared_norms[task] = torch.ops.fastmtl.squared_norms(grads, 1)[0]
+        if not reached:
+            raise ValueError("params: none of them has a part in any of the losses")
+        return squared_norms
+
+    def _due(self) -> bool:
+        """Whether this step is measured."""
+        if self.update_every == 1:
+            return True
+        if torch.compiler.is_compiling():
+            raise RuntimeError("update_every: expected 1 in a compiled step, as the count of steps lives on the host")
+        self._steps_forked += 1
+        return (self._steps_forked - 1) % self.update_every == 0
+
+    def _views(self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None) -> list[Any]:
+        for index, level in enumerate(levels):
+            if not level.requires_grad:
+                raise ValueError(
+                    f"features[{index}]: does not require grad, so no gradient can be measured. Is the backbone frozen, or "
+                    "the tensor detached? Call balancer.eval() to weigh without measuring"
+                )
+            if level.device != self.weights.device:
+                raise ValueError(
+                    f"features[{index}]: expected on {self.weights.device}, where the balancer is, got "
+                    f"{level.device}: call balancer.to({str(level.device)!r})"
+                )
+        if self._token is not None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "fork() was called before balancer(losses) took the fork before it; that one will measure nothing",
+                stacklevel=4,
+            )
+        if not torch.compiler.is_compiling():
+            self._warn_of_ranks()
+        self._forked = True
+        if not self._due():
+            self._token = None
+            return super()._views(levels, rebuild, tail)
+        tasks = len(self._tasks)
+        if torch.compiler.is_compiling():
+            views, self._token = forks.fork(levels, tasks, self, self._source.locate(levels, None))
+            structures = per_task(views, rebuild)
+            return structures if tail is None else [tail(structure) for structure in structures]
+        before = None
+        if tail is not None:
+            # Measured at views, so that the levels count as independent also where one was computed from another.
+            before = [level.view_as(level) for level in levels]
+            levels, rebuild = flatten(tail(rebuild(before)))
+        probe = self._source.locate(levels, before)
+        views, self._token = forks.fork(levels, tasks, self, probe)
+        return per_task(views, rebuild)
+
+    def _warn_of_ranks(self) -> None:
+        distributed = torch.distributed
+        if not self._warned_of_ranks and distributed.is_available() and distributed.is_initialized():
+            self._warned_of_ranks = True
+            if distributed.get_world_size() > 1:
+                warnings.warn(
+                    "each rank measures its own gradients, so the weights of the ranks drift apart: data parallel training "
+                    "is not supported yet",
+                    stacklevel=5,
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: without a fork in flight, which belongs to the graph of this process."""
+        return {**self.__dict__, "_token": None, "_forked": False}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Adds the position in the cycle of ``update_every``."""
+        return {**super().get_extra_state(), "steps_forked": self._steps_forked}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on in the cycle of ``update_every``."""
+        super().set_extra_state(state)
+        self._steps_forked = int(state["steps_forked"])
