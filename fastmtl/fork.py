@@ -34,6 +34,14 @@ def _without_gradient(grads: Gradients, tasks: int) -> list[int]:
     return [task for task in range(tasks) if all(level[task] is None for level in grads)]
 
 
+def mark_missing(message: Tensor, missing: Sequence[int], tasks: int) -> Tensor:
+    """The message with presence 2 for the tasks that are present but whose gradient did not arrive."""
+    if not missing:
+        return message
+    factor = [1.0] * (2 + 2 * tasks) + [2.0 if task in missing else 1.0 for task in range(tasks)]
+    return message * torch.tensor(factor, device=message.device)
+
+
 class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: Rule, probe: Probe, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
@@ -51,9 +59,7 @@ class _Fork(torch.autograd.Function):
         if message is None:  # not a backward of the balanced loss: nothing to measure
             return (None, None, None, *sums(grads))
         missing = _without_gradient(grads, tasks)
-        if missing:
-            factor = [1.0] * (2 + 2 * tasks) + [2.0 if task in missing else 1.0 for task in range(tasks)]
-            message = message * torch.tensor(factor, device=message.device)  # presence 2: no gradient arrived
+        message = mark_missing(message, missing, tasks)
         if len(missing) == tasks:
             totals, squared_norms = sums(grads), torch.zeros(tasks, device=message.device)
         else:

@@ -26,7 +26,7 @@ class MeasuringBalancer(Balancer):
             raise ValueError(f"update_every: expected a whole number from 1, got {update_every!r}")
         self._source = resolve(source, len(self._tasks))
         self.update_every = update_every
-        self._steps_forked = 0
+        self._steps = 0  # counts on for `update_every`
         self._forked = False
         self._token: Tensor | None = None
         self._warned_of_ranks = False
@@ -91,38 +91,37 @@ class MeasuringBalancer(Balancer):
         due = self._due()
         if due:
             _, message = ops.weigh([loss.detach() for loss in batch.losses], self.weights, batch.present)
-            squared_norms = self._squared_norms_at(targets, batch, factor)
+            squared_norms, missing = self._squared_norms_at(targets, batch, factor)
+            message = forks.mark_missing(message, missing, len(self._tasks))
         loss = self._weigh(batch, None)
         (loss * factor).backward()
+        self._steps += 1
         if due:
             used = message[2 + len(self._tasks) : 2 + 2 * len(self._tasks)]
             self.take(squared_norms * used.square(), ops.with_scale(message, factor))
         return loss.detach()
 
-    def _squared_norms_at(self, targets: Sequence[Tensor], batch: Batch, factor: Tensor) -> Tensor:
-        """[T] squared norms of the gradients of ``factor * L_k`` with respect to ``targets``."""
+    def _squared_norms_at(self, targets: Sequence[Tensor], batch: Batch, factor: Tensor) -> tuple[Tensor, list[int]]:
+        """[T] squared norms of the gradients of ``factor * L_k`` at ``targets``, and the tasks that have none there."""
         squared_norms = torch.zeros(len(self._tasks), device=factor.device)
-        reached = False
+        reached = []
         for task, (loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
             if gone:
                 continue
             slope = factor.to(loss.dtype).expand_as(loss)
             grads = torch.autograd.grad(loss, targets, slope, retain_graph=True, allow_unused=True)
             if any(grad is not None for grad in grads):
-                reached = True
+                reached.append(task)
                 squared_norms[task] = torch.ops.fastmtl.squared_norms(grads, 1)[0]
         if not reached:
             raise ValueError("params: none of them has a part in any of the losses")
-        return squared_norms
+        return squared_norms, [task for task in range(len(self._tasks)) if task not in reached]
 
     def _due(self) -> bool:
         """Whether this step is measured."""
-        if self.update_every == 1:
-            return True
-        if torch.compiler.is_compiling():
+        if self.update_every > 1 and torch.compiler.is_compiling():
             raise RuntimeError("update_every: expected 1 in a compiled step, as the count of steps lives on the host")
-        self._steps_forked += 1
-        return (self._steps_forked - 1) % self.update_every == 0
+        return self.update_every == 1 or self._steps % self.update_every == 0
 
     def _views(self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None) -> list[Any]:
         for index, level in enumerate(levels):
@@ -143,10 +142,17 @@ class MeasuringBalancer(Balancer):
             )
         if not torch.compiler.is_compiling():
             self._warn_of_ranks()
+        self._token, self._forked = None, False
+        due = self._due()
+        structures = self._measured_views(levels, rebuild, tail) if due else super()._views(levels, rebuild, tail)
         self._forked = True
-        if not self._due():
-            self._token = None
-            return super()._views(levels, rebuild, tail)
+        if not torch.compiler.is_compiling():  # an int that changes would make the compiler start again
+            self._steps += 1
+        return structures
+
+    def _measured_views(
+        self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None
+    ) -> list[Any]:
         tasks = len(self._tasks)
         if torch.compiler.is_compiling():
             views, self._token = forks.fork(levels, tasks, self, self._source.locate(levels, None))
@@ -178,9 +184,9 @@ class MeasuringBalancer(Balancer):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Adds the position in the cycle of ``update_every``."""
-        return {**super().get_extra_state(), "steps_forked": self._steps_forked}
+        return {**super().get_extra_state(), "steps": self._steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on in the cycle of ``update_every``."""
         super().set_extra_state(state)
-        self._steps_forked = int(state["steps_forked"])
+        self._steps = int(state["steps"])
