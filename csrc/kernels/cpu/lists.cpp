@@ -9,12 +9,13 @@ namespace {
 // Chunks of all columns, numbered through and cut into units of nearly equal numbers of chunks.
 class Chunks {
  public:
-  Chunks(const std::vector<Column>& columns, int64_t rows, int64_t element_size)
-      : columns_(columns), elements_(chunk_elements(rows, element_size)), first_(columns.size() + 1) {
+  // Lengths: positions of each column.
+  Chunks(std::vector<int64_t> lengths, int64_t rows, int64_t element_size)
+      : lengths_(std::move(lengths)), elements_(chunk_elements(rows, element_size)), first_(lengths_.size() + 1) {
     int64_t bytes = 0;
-    for (size_t n = 0; n < columns.size(); ++n) {
-      first_[n + 1] = first_[n] + ceil_div(columns[n].positions, elements_);
-      bytes += columns[n].positions * rows * element_size;
+    for (size_t n = 0; n < lengths_.size(); ++n) {
+      first_[n + 1] = first_[n] + ceil_div(lengths_[n], elements_);
+      bytes += lengths_[n] * rows * element_size;
     }
     units_ = std::min(wanted_units(bytes), total());
   }
@@ -37,13 +38,20 @@ class Chunks {
   int64_t total() const { return first_.back(); }
   Block block(int64_t n, int64_t chunk) const {
     const int64_t position = (chunk - first_[n]) * elements_;
-    return {0, 1, position, std::min(elements_, columns_[n].positions - position)};
+    return {0, 1, position, std::min(elements_, lengths_[n] - position)};
   }
 
-  const std::vector<Column>& columns_;
+  std::vector<int64_t> lengths_;
   int64_t elements_, units_ = 0;
   std::vector<int64_t> first_;  // chunk of each column
 };
+
+std::vector<int64_t> lengths(const std::vector<Column>& columns) {
+  std::vector<int64_t> result;
+  result.reserve(columns.size());
+  for (const Column& column : columns) result.push_back(column.positions);
+  return result;
+}
 
 std::vector<int64_t> present_tasks(const Column& column) {
   std::vector<int64_t> present;
@@ -93,7 +101,7 @@ class Rows {
 
 template <class S>
 void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& columns, int64_t tasks, double* result) {
-  const Chunks chunks(columns, tasks, sizeof(S));
+  const Chunks chunks(lengths(columns), tasks, sizeof(S));
   const int64_t size = tasks * tasks;
   std::vector<double> partial(chunks.units() * size, 0.0);
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
@@ -141,16 +149,19 @@ template <class S>
 void squared_norms(const Isa& isa, const Executor& parallel, const std::vector<Column>& columns, int64_t tasks,
                    double* result) {
   // Every tensor is a stream of its own: rows need not be read side by side.
-  std::vector<Column> rows;
-  std::vector<int64_t> task_of_row;
+  std::vector<const View*> rows;
+  std::vector<int64_t> task_of_row, lengths;
+  for (auto* list : {&task_of_row, &lengths}) list->reserve(columns.size() * tasks);
+  rows.reserve(columns.size() * tasks);
   for (int64_t k = 0; k < tasks; ++k) {
     for (const Column& column : columns) {
       if (column.tensors[k].data == nullptr) continue;
-      rows.push_back({{column.tensors[k]}, column.positions});
+      rows.push_back(&column.tensors[k]);
+      lengths.push_back(column.positions);
       task_of_row.push_back(k);
     }
   }
-  const Chunks chunks(rows, 1, sizeof(S));
+  const Chunks chunks(std::move(lengths), 1, sizeof(S));
   std::vector<double> partial(chunks.units() * tasks, 0.0);
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
     Buffer<S> scratch(2 * chunks.elements());
@@ -158,7 +169,7 @@ void squared_norms(const Isa& isa, const Executor& parallel, const std::vector<C
     for (int64_t unit = begin; unit < end; ++unit) {
       chunks.of_unit(unit, [&](int64_t n, const Block& block, const Block&) {
         std::fill_n(static_cast<double*>(lanes), isa.lanes, 0.0);
-        const S* row = load_block<S>(isa, rows[n].tensors[0], block, scratch);
+        const S* row = load_block<S>(isa, *rows[n], block, scratch);
         compute<S>(isa).square(row, block.count(), lanes);
         partial[unit * tasks + task_of_row[n]] += folded(lanes, isa.lanes);
       });
@@ -173,7 +184,7 @@ void squared_norms(const Isa& isa, const Executor& parallel, const std::vector<C
 template <class S>
 void weighted_sum(const Isa& isa, const Executor& parallel, const std::vector<Column>& columns, int64_t tasks,
                   const S* weights, const std::vector<View>& out) {
-  const Chunks chunks(columns, tasks, sizeof(S));
+  const Chunks chunks(lengths(columns), tasks, sizeof(S));
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
     Rows<S> rows(isa, tasks, chunks.elements());
     Buffer<S> scratch(2 * chunks.elements());
@@ -199,10 +210,9 @@ void weighted_sum(const Isa& isa, const Executor& parallel, const std::vector<Co
 
 template <class S>
 void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, const View& out, double* result) {
-  const std::vector<Column> columns{column};
   const std::vector<int64_t> present = present_tasks(column);
   const int64_t tasks = column.tensors.size(), count = present.size();
-  const Chunks chunks(columns, count, sizeof(S));
+  const Chunks chunks({column.positions}, count, sizeof(S));
   std::vector<double> partial(chunks.units() * count, 0.0);
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
     Rows<S> rows(isa, count, chunks.elements());
