@@ -192,9 +192,10 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
       for (int64_t c = first_chunk(pu); c < first_chunk(pu + 1); ++c) {
         const int64_t position = c * plan.elements, length = std::min(plan.elements, positions - position);
         const int64_t following = position + length;
-        const Block after = c + 1 < first_chunk(pu + 1)
-                                ? Block{begin, 1, following, std::min(plan.elements, positions - following)}
-                                : Block{0, 1, 0, 0};
+        // The chunk that this thread comes to next, in this unit or in the one after it.
+        const bool more = c + 1 < first_chunk(pu + 1) || (unit + 1 < last && pu + 1 < plan.position_units);
+        const Block after =
+            more ? Block{begin, 1, following, std::min(plan.elements, positions - following)} : Block{0, 1, 0, 0};
         worker.chunk(position, length, begin, end, after);
         if (!split) {
           if (samples > 1) worker.add_sums_to_M(length);
