@@ -153,12 +153,12 @@ void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Te
   STD_TORCH_CHECK(tasks >= 1 && tensors.size() == out.size() * tasks, "out: expected ",
                   tensors.size() / std::max<int64_t>(tasks, 1), " tensors, got ", out.size());
   for (size_t n = 0; n < out.size(); ++n) {
-    const std::string label = "out[" + std::to_string(n) + "]";
+    const Label label("out", n);
     check_cpu(out[n], label);
     dtype_of_tensor(out[n], label);
     for (int64_t d = 0; d < out[n].dim(); ++d)
-      STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label, ": expected memory of its own for every ",
-                      "element, got an expanded tensor");
+      STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label.text(),
+                      ": expected memory of its own for every ", "element, got an expanded tensor");
   }
   if (out.empty()) return;
   const std::vector<TensorColumn> columns = columns_of(tensors, tasks, "tensors", &out);
@@ -166,7 +166,7 @@ void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Te
   run_weighted_sum(columns, tasks, weights, out);
 }
 
-double scalar_of(const Tensor& tensor, const std::string& label) {
+double scalar_of(const Tensor& tensor, const Label& label) {
   const void* data = tensor.const_data_ptr();
   float value = 0;
   switch (dtype_of_tensor(tensor, label)) {
@@ -200,9 +200,10 @@ std::tuple<Tensor, Tensor> weigh_op(const std::vector<Tensor>& losses, const Ten
   double sum = 0;
   std::vector<double> values(tasks);
   for (int64_t k = 0; k < tasks; ++k) {
-    const std::string label = "losses[" + std::to_string(k) + "]";
+    const Label label("losses", k);
     check_cpu(losses[k], label);
-    STD_TORCH_CHECK(losses[k].numel() == 1, label, ": expected one element, got shape ", text(losses[k].sizes()));
+    STD_TORCH_CHECK(losses[k].numel() == 1, label.text(), ": expected one element, got shape ",
+                    text(losses[k].sizes()));
     values[k] = scalar_of(losses[k], label);
     wide = wide || losses[k].scalar_type() == ScalarType::Double;
   }

@@ -33,7 +33,16 @@ inline const char* text(ScalarType type) { return torch::headeronly::toString(ty
 
 inline bool equal(Shape a, Shape b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
 
-inline Dtype dtype_of_tensor(const Tensor& tensor, const std::string& name) {
+// Names an argument, or one tensor of a list, in messages. Its text is built for these alone: lists are long.
+struct Label {
+  const char* name;
+  int64_t index = -1;
+
+  Label(const char* argument, int64_t place = -1) : name(argument), index(place) {}
+  std::string text() const { return index < 0 ? name : std::string(name) + "[" + std::to_string(index) + "]"; }
+};
+
+inline Dtype dtype_of_tensor(const Tensor& tensor, const Label& label) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
       return Dtype::f32;
@@ -44,14 +53,14 @@ inline Dtype dtype_of_tensor(const Tensor& tensor, const std::string& name) {
     case ScalarType::Half:
       return Dtype::f16;
     default:
-      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64, got ",
+      STD_TORCH_CHECK(false, label.text(), ": expected float32, bfloat16, float16 or float64, got ",
                       text(tensor.scalar_type()));
   }
   return Dtype::f32;
 }
 
-inline void check_cpu(const Tensor& tensor, const std::string& name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the cpu, got one on another device");
+inline void check_cpu(const Tensor& tensor, const Label& label) {
+  STD_TORCH_CHECK(tensor.is_cpu(), label.text(), ": expected a tensor on the cpu, got one on another device");
 }
 
 // As contract.is_dense: the elements fill one block of memory, in any order of dimensions.
@@ -75,18 +84,29 @@ class TensorColumn {
   TensorColumn(const OptionalTensors& tensors, int64_t first, int64_t step, int64_t tasks, const char* name,
                const Tensor* out = nullptr)
       : tensors_(tensors), first_(first), step_(step), tasks_(tasks), like_(out) {
+    // Asked for once: every question to a tensor is a call into torch, and lists are long.
+    ScalarType type{};
+    Shape sizes;
+    const auto take = [&](const Tensor& like) {
+      type = like.scalar_type();
+      sizes = like.sizes();
+    };
+    if (like_ != nullptr) take(*like_);
     for (int64_t k = 0; k < tasks; ++k) {
       const Tensor* tensor = at(k);
       if (tensor == nullptr) continue;
-      const std::string label = std::string(name) + "[" + std::to_string(first + k * step) + "]";
+      const Label label(name, first + k * step);
       check_cpu(*tensor, label);
-      dtype_of_tensor(*tensor, label);
-      if (like_ == nullptr) like_ = tensor;
-      const ScalarType type = like_->scalar_type();
-      STD_TORCH_CHECK(tensor->scalar_type() == type, label, ": expected dtype ", text(type), ", got ",
-                      text(tensor->scalar_type()));
-      STD_TORCH_CHECK(equal(tensor->sizes(), like_->sizes()), label, ": expected shape ", text(like_->sizes()),
-                      ", got ", text(tensor->sizes()));
+      if (like_ == nullptr) {
+        dtype_of_tensor(*tensor, label);
+        like_ = tensor;
+        take(*tensor);
+      } else if (tensor->scalar_type() != type) {
+        dtype_of_tensor(*tensor, label);
+        STD_TORCH_CHECK(false, label.text(), ": expected dtype ", text(type), ", got ", text(tensor->scalar_type()));
+      }
+      STD_TORCH_CHECK(equal(tensor->sizes(), sizes), label.text(), ": expected shape ", text(sizes), ", got ",
+                      text(tensor->sizes()));
       if (dense_ == nullptr && is_dense(*tensor)) dense_ = tensor;
     }
   }

@@ -9,12 +9,13 @@ namespace {
 // Chunks of all columns, numbered through and cut into units of nearly equal numbers of chunks.
 class Chunks {
  public:
-  Chunks(const std::vector<Column>& columns, int64_t rows, int64_t element_size)
-      : columns_(columns), elements_(chunk_elements(rows, element_size)), first_(columns.size() + 1) {
+  // Lengths: positions of each column.
+  Chunks(std::vector<int64_t> lengths, int64_t rows, int64_t element_size)
+      : lengths_(std::move(lengths)), elements_(chunk_elements(rows, element_size)), first_(lengths_.size() + 1) {
     int64_t bytes = 0;
-    for (size_t n = 0; n < columns.size(); ++n) {
-      first_[n + 1] = first_[n] + ceil_div(columns[n].positions, elements_);
-      bytes += columns[n].positions * rows * element_size;
+    for (size_t n = 0; n < lengths_.size(); ++n) {
+      first_[n + 1] = first_[n] + ceil_div(lengths_[n], elements_);
+      bytes += lengths_[n] * rows * element_size;
     }
     units_ = std::min(wanted_units(bytes), total());
   }
@@ -22,28 +23,44 @@ class Chunks {
   int64_t units() const { return units_; }
   int64_t elements() const { return elements_; }
 
-  // visit(column, block, next): `next` is the block after this one, empty at the end of a column or of the unit.
+  // visit(unit, column, block, next column, next block) for units [first, last): the next block is the one that this
+  // thread comes to after this one, whatever its column and unit, empty at the end.
   template <class Visit>
-  void of_unit(int64_t unit, const Visit& visit) const {
-    const int64_t begin = total() * unit / units_, end = total() * (unit + 1) / units_;
-    int64_t n = std::upper_bound(first_.begin(), first_.end(), begin) - first_.begin() - 1;
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      while (chunk >= first_[n + 1]) ++n;
-      visit(n, block(n, chunk), chunk + 1 < std::min(end, first_[n + 1]) ? block(n, chunk + 1) : Block{0, 1, 0, 0});
+  void of_units(int64_t first, int64_t last, const Visit& visit) const {
+    const int64_t stop = begin(last);
+    int64_t next = column_of(begin(first));
+    for (int64_t unit = first; unit < last; ++unit) {
+      for (int64_t chunk = begin(unit); chunk < begin(unit + 1); ++chunk) {
+        const int64_t n = next;
+        if (chunk + 1 < stop) next = column_of(chunk + 1, n);
+        visit(unit, n, block(n, chunk), next, chunk + 1 < stop ? block(next, chunk + 1) : Block{0, 1, 0, 0});
+      }
     }
   }
 
  private:
   int64_t total() const { return first_.back(); }
+  int64_t begin(int64_t unit) const { return total() * unit / units_; }
+  int64_t column_of(int64_t chunk, int64_t n = 0) const {
+    while (chunk >= first_[n + 1]) ++n;
+    return n;
+  }
   Block block(int64_t n, int64_t chunk) const {
     const int64_t position = (chunk - first_[n]) * elements_;
-    return {0, 1, position, std::min(elements_, columns_[n].positions - position)};
+    return {0, 1, position, std::min(elements_, lengths_[n] - position)};
   }
 
-  const std::vector<Column>& columns_;
+  std::vector<int64_t> lengths_;
   int64_t elements_, units_ = 0;
   std::vector<int64_t> first_;  // chunk of each column
 };
+
+std::vector<int64_t> lengths(const std::vector<Column>& columns) {
+  std::vector<int64_t> result;
+  result.reserve(columns.size());
+  for (const Column& column : columns) result.push_back(column.positions);
+  return result;
+}
 
 std::vector<int64_t> present_tasks(const Column& column) {
   std::vector<int64_t> present;
@@ -75,6 +92,7 @@ class Rows {
   Prefetch prefetch(const Column& column, const std::vector<int64_t>& present, const Block& next) {
     if (next.positions == 0) return {};
     for (size_t r = 0; r < present.size(); ++r) {
+      if (column.tensors[present[r]].data == nullptr) return {};  // another column, where another task is missing
       next_[r] = address_of_block(column.tensors[present[r]], next);
       if (next_[r] == nullptr) return {};
     }
@@ -93,7 +111,7 @@ class Rows {
 
 template <class S>
 void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& columns, int64_t tasks, double* result) {
-  const Chunks chunks(columns, tasks, sizeof(S));
+  const Chunks chunks(lengths(columns), tasks, sizeof(S));
   const int64_t size = tasks * tasks;
   std::vector<double> partial(chunks.units() * size, 0.0);
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
@@ -107,26 +125,23 @@ void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& c
           sums[present[i] * tasks + present[j]] += folded(lanes + (i * count + j) * isa.lanes, isa.lanes);
       }
     };
-    for (int64_t unit = begin; unit < end; ++unit) {
-      double* sums = &partial[unit * size];
-      int64_t last = -1;
-      present.clear();
-      chunks.of_unit(unit, [&](int64_t n, const Block& block, const Block& next) {
-        if (n != last) {
-          std::vector<int64_t> now = present_tasks(columns[n]);
-          if (now != present) {
-            flush(sums);
-            present = std::move(now);
-            std::fill_n(static_cast<double*>(lanes), present.size() * present.size() * isa.lanes, 0.0);
-          }
-          last = n;
+    int64_t last_unit = -1, last_column = -1;
+    chunks.of_units(begin, end, [&](int64_t unit, int64_t n, const Block& block, int64_t after, const Block& next) {
+      if (unit != last_unit || n != last_column) {
+        std::vector<int64_t> now = present_tasks(columns[n]);
+        if (unit != last_unit || now != present) {
+          if (last_unit >= 0) flush(&partial[last_unit * size]);
+          present = std::move(now);
+          std::fill_n(static_cast<double*>(lanes), present.size() * present.size() * isa.lanes, 0.0);
         }
-        if (present.empty()) return;
-        const Prefetch ahead = rows.prefetch(columns[n], present, next);
-        compute<S>(isa).gram(rows.load(columns[n], present, block), present.size(), block.count(), lanes, ahead);
-      });
-      flush(sums);
-    }
+        last_unit = unit;
+        last_column = n;
+      }
+      if (present.empty()) return;
+      const Prefetch ahead = rows.prefetch(columns[after], present, next);
+      compute<S>(isa).gram(rows.load(columns[n], present, block), present.size(), block.count(), lanes, ahead);
+    });
+    if (last_unit >= 0) flush(&partial[last_unit * size]);
   });
   for (int64_t i = 0; i < tasks; ++i) {
     for (int64_t j = i; j < tasks; ++j) {
@@ -141,28 +156,29 @@ template <class S>
 void squared_norms(const Isa& isa, const Executor& parallel, const std::vector<Column>& columns, int64_t tasks,
                    double* result) {
   // Every tensor is a stream of its own: rows need not be read side by side.
-  std::vector<Column> rows;
-  std::vector<int64_t> task_of_row;
+  std::vector<const View*> rows;
+  std::vector<int64_t> task_of_row, lengths;
+  for (auto* list : {&task_of_row, &lengths}) list->reserve(columns.size() * tasks);
+  rows.reserve(columns.size() * tasks);
   for (int64_t k = 0; k < tasks; ++k) {
     for (const Column& column : columns) {
       if (column.tensors[k].data == nullptr) continue;
-      rows.push_back({{column.tensors[k]}, column.positions});
+      rows.push_back(&column.tensors[k]);
+      lengths.push_back(column.positions);
       task_of_row.push_back(k);
     }
   }
-  const Chunks chunks(rows, 1, sizeof(S));
+  const Chunks chunks(std::move(lengths), 1, sizeof(S));
   std::vector<double> partial(chunks.units() * tasks, 0.0);
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
     Buffer<S> scratch(2 * chunks.elements());
     Buffer<double> lanes(isa.lanes);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      chunks.of_unit(unit, [&](int64_t n, const Block& block, const Block&) {
-        std::fill_n(static_cast<double*>(lanes), isa.lanes, 0.0);
-        const S* row = load_block<S>(isa, rows[n].tensors[0], block, scratch);
-        compute<S>(isa).square(row, block.count(), lanes);
-        partial[unit * tasks + task_of_row[n]] += folded(lanes, isa.lanes);
-      });
-    }
+    chunks.of_units(begin, end, [&](int64_t unit, int64_t n, const Block& block, int64_t, const Block&) {
+      std::fill_n(static_cast<double*>(lanes), isa.lanes, 0.0);
+      const S* row = load_block<S>(isa, *rows[n], block, scratch);
+      compute<S>(isa).square(row, block.count(), lanes);
+      partial[unit * tasks + task_of_row[n]] += folded(lanes, isa.lanes);
+    });
   });
   for (int64_t k = 0; k < tasks; ++k) {
     result[k] = 0;
@@ -173,52 +189,56 @@ void squared_norms(const Isa& isa, const Executor& parallel, const std::vector<C
 template <class S>
 void weighted_sum(const Isa& isa, const Executor& parallel, const std::vector<Column>& columns, int64_t tasks,
                   const S* weights, const std::vector<View>& out) {
-  const Chunks chunks(columns, tasks, sizeof(S));
+  const Chunks chunks(lengths(columns), tasks, sizeof(S));
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
     Rows<S> rows(isa, tasks, chunks.elements());
     Buffer<S> scratch(2 * chunks.elements());
     std::vector<S> used;
     std::vector<int64_t> present;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      int64_t last = -1;
-      chunks.of_unit(unit, [&](int64_t n, const Block& block, const Block&) {
-        if (n != last) {
-          present = present_tasks(columns[n]);
-          used.clear();
-          for (const int64_t k : present) used.push_back(weights[k]);
-          last = n;
-        }
-        const S* const* loaded = rows.load(columns[n], present, block);
-        S* place = place_of_block<S>(out[n], block, scratch);
-        compute<S>(isa).weighted_sum(loaded, used.data(), present.size(), block.count(), place);
-        store_block<S>(isa, out[n], block, place, scratch);
-      });
-    }
+    int64_t last = -1;
+    chunks.of_units(begin, end, [&](int64_t, int64_t n, const Block& block, int64_t, const Block&) {
+      if (n != last) {
+        present = present_tasks(columns[n]);
+        used.clear();
+        for (const int64_t k : present) used.push_back(weights[k]);
+        last = n;
+      }
+      const S* const* loaded = rows.load(columns[n], present, block);
+      S* place = place_of_block<S>(out[n], block, scratch);
+      compute<S>(isa).weighted_sum(loaded, used.data(), present.size(), block.count(), place);
+      store_block<S>(isa, out[n], block, place, scratch);
+    });
   });
 }
 
 template <class S>
 void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, const View& out, double* result) {
-  const std::vector<Column> columns{column};
   const std::vector<int64_t> present = present_tasks(column);
   const int64_t tasks = column.tensors.size(), count = present.size();
-  const Chunks chunks(columns, count, sizeof(S));
+  const Chunks chunks({column.positions}, count, sizeof(S));
   std::vector<double> partial(chunks.units() * count, 0.0);
   parallel(chunks.units(), [&](int64_t begin, int64_t end) {
     Rows<S> rows(isa, count, chunks.elements());
     Buffer<S> scratch(2 * chunks.elements());
     Buffer<double> lanes(count * isa.lanes);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      std::fill_n(static_cast<double*>(lanes), count * isa.lanes, 0.0);
-      chunks.of_unit(unit, [&](int64_t, const Block& block, const Block& next) {
-        const S* const* loaded = rows.load(column, present, block);
-        S* place = place_of_block<S>(out, block, scratch);
-        compute<S>(isa).sum(loaded, count, block.count(), place, rows.prefetch(column, present, next));
-        for (int64_t r = 0; r < count; ++r) compute<S>(isa).square(loaded[r], block.count(), lanes + r * isa.lanes);
-        store_block<S>(isa, out, block, place, scratch);
-      });
-      for (int64_t r = 0; r < count; ++r) partial[unit * count + r] = folded(lanes + r * isa.lanes, isa.lanes);
-    }
+    int64_t last_unit = -1;
+    const auto flush = [&] {
+      for (int64_t r = 0; r < count && last_unit >= 0; ++r)
+        partial[last_unit * count + r] = folded(lanes + r * isa.lanes, isa.lanes);
+    };
+    chunks.of_units(begin, end, [&](int64_t unit, int64_t, const Block& block, int64_t, const Block& next) {
+      if (unit != last_unit) {
+        flush();
+        std::fill_n(static_cast<double*>(lanes), count * isa.lanes, 0.0);
+        last_unit = unit;
+      }
+      const S* const* loaded = rows.load(column, present, block);
+      S* place = place_of_block<S>(out, block, scratch);
+      compute<S>(isa).sum(loaded, count, block.count(), place, rows.prefetch(column, present, next));
+      for (int64_t r = 0; r < count; ++r) compute<S>(isa).square(loaded[r], block.count(), lanes + r * isa.lanes);
+      store_block<S>(isa, out, block, place, scratch);
+    });
+    flush();
   });
   std::fill_n(result, tasks, 0.0);
   for (int64_t r = 0; r < count; ++r) {

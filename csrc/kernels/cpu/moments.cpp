@@ -14,8 +14,9 @@ struct Plan {
   int64_t group;     // samples taken together: more than one where a sample is shorter than a chunk
   int64_t position_units, sample_units;
 
-  Plan(int64_t tasks, int64_t samples, int64_t positions, int64_t element_size)
-      : elements(chunk_elements(tasks, element_size)) {
+  // `converted`: rows of bfloat16 or float16 go through a scratch memory, which short chunks keep in the L1 cache.
+  Plan(int64_t tasks, int64_t samples, int64_t positions, int64_t element_size, bool converted)
+      : elements(chunk_elements(tasks, element_size) / (converted ? 4 : 1)) {
     group = std::clamp<int64_t>(elements / std::max<int64_t>(positions, 1), 1, std::max<int64_t>(samples, 1));
     if (group > 1) elements = positions;
     const int64_t chunks = ceil_div(positions, elements);
@@ -176,7 +177,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
     if (problem.grads[k].data != nullptr) present.push_back(k);
   }
   const int64_t count = present.size(), square = count * count;
-  const Plan plan(count, samples, positions, sizeof(S));
+  const Plan plan(count, samples, positions, sizeof(S), size_of(problem.total.dtype) == 2);
   const int64_t chunks = ceil_div(positions, plan.elements), units = plan.position_units * plan.sample_units;
   const bool split = plan.sample_units > 1;
   std::vector<double> q_partial(units * square), m_partial(plan.position_units * square);
@@ -192,9 +193,10 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
       for (int64_t c = first_chunk(pu); c < first_chunk(pu + 1); ++c) {
         const int64_t position = c * plan.elements, length = std::min(plan.elements, positions - position);
         const int64_t following = position + length;
-        const Block after = c + 1 < first_chunk(pu + 1)
-                                ? Block{begin, 1, following, std::min(plan.elements, positions - following)}
-                                : Block{0, 1, 0, 0};
+        // The chunk that this thread comes to next, in this unit or in the one after it.
+        const bool more = c + 1 < first_chunk(pu + 1) || (unit + 1 < last && pu + 1 < plan.position_units);
+        const Block after =
+            more ? Block{begin, 1, following, std::min(plan.elements, positions - following)} : Block{0, 1, 0, 0};
         worker.chunk(position, length, begin, end, after);
         if (!split) {
           if (samples > 1) worker.add_sums_to_M(length);
