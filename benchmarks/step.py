@@ -88,6 +88,17 @@ class Training:
 
         return step
 
+    def one_backward_a_task(self, balancer: Balancer) -> Callable[[], None]:
+        """The usual way: each task's gradient of all shared parameters by a backward of its own."""
+        shared = list(self.trunk.parameters())
+
+        def step() -> None:
+            self.optimizer.zero_grad()
+            balancer.backward(self.losses([self.trunk(self.images)] * len(self.heads)), shared)
+            self.optimizer.step()
+
+        return step
+
     def variants(self) -> dict[str, Callable[[], None]]:
         """The baseline first."""
         tasks, last = len(self.heads), self.trunk[-1]
@@ -97,6 +108,7 @@ class Training:
             "FixedWeights": self.balanced(fastmtl.FixedWeights(tasks)),
             "GradNorm, features": self.balanced(fastmtl.GradNorm(tasks, alpha=1.5)),
             "GradNorm, last conv layer": self.balanced(fastmtl.GradNorm(tasks, alpha=1.5, source=last.conv2)),
+            "GradNorm, a backward a task": self.one_backward_a_task(fastmtl.GradNorm(tasks, alpha=1.5)),
         }
 
 
