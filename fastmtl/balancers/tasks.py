@@ -143,7 +143,9 @@ class Tasks:
             return torch.tensor([not gone for gone in absent], device=device)
         mask = self._masks.get((absent, device))
         if mask is None:
-            mask = self._masks[absent, device] = torch.tensor([not gone for gone in absent], device=device)
+            mask = torch.tensor([not gone for gone in absent], device=device)
+            if type(mask) is Tensor and not mask.is_inference():  # not one of a fake or an inference mode
+                self._masks[absent, device] = mask
         return mask
 
     @staticmethod
