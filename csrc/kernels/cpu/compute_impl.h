@@ -243,37 +243,65 @@ void square(const S* row, int64_t count, double* lanes) {
 
 // Calls step(N, i) for groups of N vectors: `step` keeps N results in registers while it runs over the tasks.
 template <class S, class Wide, class Narrow>
-inline void in_groups(int64_t count, const Wide& wide, const Narrow& narrow) {
-  int64_t i = 0;
-  for (; i + 4 * kWidth<S> <= count; i += 4 * kWidth<S>) wide(i);
-  for (; i < count; ++i) narrow(i);
+inline void in_groups(int64_t begin, int64_t end, const Wide& wide, const Narrow& narrow) {
+  int64_t i = begin;
+  for (; i + 4 * kWidth<S> <= end; i += 4 * kWidth<S>) wide(i);
+  for (; i < end; ++i) narrow(i);
+}
+
+// The squares of a group of vectors go through one accumulator a row, in a block short enough for S.
+template <class S, bool Squares>
+inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, S* out, Vector<S>* squares,
+                      double* lanes, const Prefetch& next) {
+  const auto wide = [&](int64_t i) {
+    Vector<S> total[4], x[4];
+    const auto load_row = [&](int64_t k) {
+      FASTMTL_UNROLL for (int u = 0; u < 4; ++u) x[u] = load(rows[k] + i + u * kWidth<S>);
+      if (Squares) squares[k] += (x[0] * x[0] + x[1] * x[1]) + (x[2] * x[2] + x[3] * x[3]);
+    };
+    load_row(0);
+    FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] = x[u];
+    for (int64_t k = 1; k < tasks; ++k) {
+      load_row(k);
+      FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += x[u];
+    }
+    if (next.rows != nullptr) {
+      const int64_t bytes = 4 * kWidth<S> * next.bytes_per_element;
+      for (int64_t k = 0; k < tasks; ++k) {
+        for (int64_t line = 0; line < bytes; line += 64)
+          __builtin_prefetch(next.rows[k] + i * next.bytes_per_element + line, 0, 3);
+      }
+    }
+    FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
+  };
+  const auto narrow = [&](int64_t i) {
+    S total = rows[0][i];
+    for (int64_t k = 1; k < tasks; ++k) total += rows[k][i];
+    for (int64_t k = 0; Squares && k < tasks; ++k)
+      lanes[k * kDoubles] += static_cast<double>(rows[k][i]) * static_cast<double>(rows[k][i]);
+    out[i] = total;
+  };
+  in_groups<S>(begin, end, wide, narrow);
 }
 
 template <class S>
 void sum(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next) {
-  const bool prefetch = next.rows != nullptr;
-  in_groups<S>(
-      count,
-      [&](int64_t i) {
-        Vector<S> total[4];
-        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] = load(rows[0] + i + u * kWidth<S>);
-        for (int64_t k = 1; k < tasks; ++k) {
-          FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += load(rows[k] + i + u * kWidth<S>);
-        }
-        if (prefetch) {
-          const int64_t bytes = 4 * kWidth<S> * next.bytes_per_element;
-          for (int64_t k = 0; k < tasks; ++k) {
-            for (int64_t line = 0; line < bytes; line += 64)
-              __builtin_prefetch(next.rows[k] + i * next.bytes_per_element + line, 0, 3);
-          }
-        }
-        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
-      },
-      [&](int64_t i) {
-        S total = rows[0][i];
-        for (int64_t k = 1; k < tasks; ++k) total += rows[k][i];
-        out[i] = total;
-      });
+  sum_block<S, false>(rows, tasks, 0, count, out, nullptr, nullptr, next);
+}
+
+template <class S>
+void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& next) {
+  constexpr int64_t kRows = 64;
+  if (tasks > kRows) {  // more than the accumulators' place
+    for (int64_t k = 0; k < tasks; ++k) square(rows[k], count, lanes + k * kDoubles);
+    return sum(rows, tasks, count, out, next);
+  }
+  in_chains<S>(count, [&](int64_t begin, int64_t end) {
+    Vector<S> squares[kRows];
+    for (int64_t k = 0; k < tasks; ++k) squares[k] = Vector<S>{};
+    sum_block<S, true>(rows, tasks, begin, end, out, squares, lanes, next);
+    for (int64_t k = 0; k < tasks; ++k) add_to_lanes(lanes + k * kDoubles, squares[k]);
+  });
 }
 
 // What a tile on the diagonal does beyond its products: R rows are added to `out` and to their accumulators.
@@ -355,7 +383,7 @@ void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* 
 template <class S>
 void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out) {
   in_groups<S>(
-      count,
+      0, count,
       [&](int64_t i) {
         Vector<S> total[4] = {};
         for (int64_t k = 0; k < tasks; ++k) {
@@ -371,7 +399,7 @@ void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t
 }
 
 template <class S>
-constexpr Compute<S> kCompute = {gram<S>, square<S>, sum<S>, sum_accumulate_gram<S>, weighted_sum<S>};
+constexpr Compute<S> kCompute = {gram<S>, square<S>, sum<S>, sum_square<S>, sum_accumulate_gram<S>, weighted_sum<S>};
 
 constexpr Isa make_isa(const char* name) {
   return {name, kDoubles, kCompute<float>, kCompute<double>, load_bf16, load_f16, store_bf16, store_f16};

@@ -27,6 +27,8 @@ struct Compute {
   void (*square)(const S* row, int64_t count, double* lanes);
   // out = row_0 + row_1 + ..., in this order
   void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next);
+  // `sum`, and lanes[r] += <row_r, row_r>, in one pass
+  void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& next);
   // `gram` and `sum` in one pass that also adds each row to its accumulator (`first`: sets it); accumulators + i *
   // pitch is that of row i.
   void (*sum_accumulate_gram)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators,

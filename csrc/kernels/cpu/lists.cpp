@@ -234,8 +234,7 @@ void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, c
       }
       const S* const* loaded = rows.load(column, present, block);
       S* place = place_of_block<S>(out, block, scratch);
-      compute<S>(isa).sum(loaded, count, block.count(), place, rows.prefetch(column, present, next));
-      for (int64_t r = 0; r < count; ++r) compute<S>(isa).square(loaded[r], block.count(), lanes + r * isa.lanes);
+      compute<S>(isa).sum_square(loaded, count, block.count(), place, lanes, rows.prefetch(column, present, next));
       store_block<S>(isa, out, block, place, scratch);
     });
     flush();
