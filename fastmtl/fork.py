@@ -30,6 +30,11 @@ class Rule(Protocol):
         """Update the weights from [T] squared norms of the arrived gradients and the message of the weighted sum."""
 
 
+def _by_level(flat: Sequence[Any], tasks: int) -> list[list[Any]]:
+    """The views or gradients of all levels, level after level, as [N levels][T tasks]."""
+    return [list(flat[start : start + tasks]) for start in range(0, len(flat), tasks)]
+
+
 def _without_gradient(grads: Gradients, tasks: int) -> list[int]:
     return [task for task in range(tasks) if all(level[task] is None for level in grads)]
 
@@ -45,7 +50,7 @@ def mark_missing(message: Tensor, missing: Sequence[int], tasks: int) -> Tensor:
 class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: Rule, probe: Probe, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
-        ctx.rule, ctx.probe, ctx.tasks, ctx.levels = rule, probe, tasks, len(features)
+        ctx.rule, ctx.probe, ctx.tasks = rule, probe, tasks
         ctx.set_materialize_grads(False)
         token = features[0].new_zeros(2 + 3 * tasks, dtype=torch.float32)
         return (*(level.view_as(level) for level in features for _ in range(tasks)), token)
@@ -55,7 +60,7 @@ class _Fork(torch.autograd.Function):
     def backward(ctx: Any, *arrived: Tensor | None) -> tuple[Any, ...]:
         *flat, message = arrived
         tasks = ctx.tasks
-        grads = [flat[level * tasks : (level + 1) * tasks] for level in range(ctx.levels)]
+        grads = _by_level(flat, tasks)
         if message is None:  # not a backward of the balanced loss: nothing to measure
             return (None, None, None, *sums(grads))
         missing = _without_gradient(grads, tasks)
@@ -73,14 +78,14 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
-        ctx.tasks, ctx.levels = tasks, len(features)
+        ctx.tasks = tasks
         ctx.set_materialize_grads(False)
         return tuple(level.view_as(level) for level in features for _ in range(tasks))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *flat: Tensor | None) -> tuple[Any, ...]:
-        return (None, *sums([flat[level * ctx.tasks : (level + 1) * ctx.tasks] for level in range(ctx.levels)]))
+        return (None, *sums(_by_level(flat, ctx.tasks)))
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -113,13 +118,12 @@ class _WeightedSum(torch.autograd.Function):
 def fork(features: Sequence[Tensor], tasks: int, rule: Rule, probe: Probe) -> tuple[list[list[Tensor]], Tensor]:
     """T views of each of N feature tensors, [N][T], and the token for `weighted_sum`."""
     *views, token = _Fork.apply(rule, probe, tasks, *features)
-    return [list(views[level * tasks : (level + 1) * tasks]) for level in range(len(features))], token
+    return _by_level(views, tasks), token
 
 
 def join(features: Sequence[Tensor], tasks: int) -> list[list[Tensor]]:
     """T views of each of N feature tensors, [N][T], whose gradients are summed and not measured."""
-    views = _Join.apply(tasks, *features)
-    return [list(views[level * tasks : (level + 1) * tasks]) for level in range(len(features))]
+    return _by_level(_Join.apply(tasks, *features), tasks)
 
 
 def weighted_sum(

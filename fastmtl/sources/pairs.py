@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.nn import functional as F
 
+from fastmtl.backends.contract import statistics_dtype
 from fastmtl.sources.base import Gradients, sums
 from fastmtl.sources.parameters import carry
 
@@ -30,7 +31,7 @@ _BLOCKS = 4
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(statistics_dtype(tensor))
 
 
 def _saved(node: Node, name: str) -> Tensor | None:
