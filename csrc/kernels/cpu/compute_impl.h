@@ -61,24 +61,34 @@ inline void add_to_lanes(double* lanes, Vector<float> value) {
 #endif
 }
 
-// Rows to prefetch while one tile runs.
+// Rows to prefetch while one tile runs, into the L2 cache: L1 is full of what is being computed.
 template <class S, int N>
 struct Ahead {
-  const char* rows[N];
-  const char* out;
-  int64_t step;  // bytes per element
+  const char *within[N], *beyond[N];  // where element 0 would lie, so far ahead, before and after the turn
+  const char *out_within, *out_beyond;
+  int64_t turn, step;  // the first element whose place is beyond the end; bytes per element
 
-  // Rows [first, last) of the next chunk, into the L2 cache: L1 is full of this one. There is always something to
-  // prefetch, if only what is in the cache.
-  Ahead(const Prefetch& next, const S* const* otherwise, int64_t first, int64_t last)
-      : out(next.out != nullptr ? next.out : reinterpret_cast<const char*>(otherwise[0])),
-        step(next.rows == nullptr ? 0 : next.bytes_per_element) {
-    for (int i = 0; i < N; ++i)
-      rows[i] =
-          next.rows != nullptr && first + i < last ? next.rows[first + i] : reinterpret_cast<const char*>(otherwise[0]);
+  // Rows [first, last). There is always something to prefetch, if only what is in the cache.
+  Ahead(const Prefetch& ahead, const S* const* rows, int64_t count, int64_t first, int64_t last, const S* out)
+      : turn(count - ahead.distance), step(ahead.next == nullptr ? 0 : ahead.bytes_per_element) {
+    for (int i = 0; i < N; ++i) {
+      within[i] = beyond[i] = reinterpret_cast<const char*>(rows[0]);
+      if (ahead.next == nullptr || first + i >= last) continue;
+      within[i] = reinterpret_cast<const char*>(rows[first + i] + ahead.distance);
+      beyond[i] = ahead.next[first + i] - turn * step;
+    }
+    out_within = out_beyond = reinterpret_cast<const char*>(rows[0]);
+    if (ahead.out != nullptr) {
+      out_within = reinterpret_cast<const char*>(out + ahead.distance);
+      out_beyond = ahead.out - turn * step;
+    }
   }
   inline void operator()(int64_t element) const {
-    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + element * step, 0, 2);
+    const char* const* from = element < turn ? within : beyond;
+    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(from[i] + element * step, 0, 2);
+  }
+  inline void of_out(int64_t element) const {
+    __builtin_prefetch((element < turn ? out_within : out_beyond) + element * step, 1, 3);
   }
 };
 
@@ -152,10 +162,10 @@ struct Tiling {
 
   // Each tile prefetches its share of the rows, so that memory and arithmetic are busy at the same time.
   template <class S>
-  Ahead<S, kPrefetched> share(const Prefetch& next, const S* const* rows) {
+  Ahead<S, kPrefetched> share(const Prefetch& ahead, const S* const* rows, int64_t count, const S* out) {
     const int64_t first = tile * tasks / tiles;
     ++tile;
-    return {next, rows, first, tile * tasks / tiles};
+    return {ahead, rows, count, first, tile * tasks / tiles, out};
   }
 };
 
@@ -163,15 +173,15 @@ struct Tiling {
 // `diagonal(block, ahead)`.
 template <class S, class Diagonal>
 inline void gram_vectors(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, double* lanes,
-                         const Prefetch& next, const Diagonal& diagonal) {
+                         const Prefetch& ahead, int64_t count, const S* out, const Diagonal& diagonal) {
   Tiling tiling(tasks);
   for (int64_t bi = 0; bi < tiling.blocks; ++bi) {
     const int64_t i = tiling.begin(bi);
-    diagonal(i, tiling.size(bi), tiling.share<S>(next, rows + i));
+    diagonal(i, tiling.size(bi), tiling.share(ahead, rows, count, out));
     for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
       const int64_t j = tiling.begin(bj);
       tile_of<S>(tiling.size(bi), tiling.size(bj))(rows + i, rows + j, begin, end, lanes + (i * tasks + j) * kDoubles,
-                                                   tasks, tiling.share<S>(next, rows + i));
+                                                   tasks, tiling.share(ahead, rows, count, out));
     }
   }
 }
@@ -199,7 +209,7 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
   for (int64_t bi = 0; bi < tiling.blocks; ++bi) {
     const int64_t i = tiling.begin(bi), height = tiling.size(bi);
     fill(0, i, height);
-    const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0);
+    const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0, 0, pointers[0][0]);
     kSquareTiles<S>[height - 1](pointers[0], pointers[0], 0, 1, lanes + (i* tasks + i)* kDoubles, tasks, ahead);
     for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
       const int64_t j = tiling.begin(bj), width = tiling.size(bj);
@@ -210,13 +220,13 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
 }
 
 template <class S>
-void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next) {
+void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& prefetch) {
   const int64_t whole = count - count % kWidth<S>;
   in_chains<S>(whole, [&](int64_t begin, int64_t end) {
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
       kSquareTiles<S>[size - 1](rows + i, rows + i, begin, end, lanes + (i* tasks + i)* kDoubles, tasks, ahead);
     };
-    gram_vectors(rows, tasks, begin, end, lanes, next, diagonal);
+    gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, nullptr, diagonal);
   });
   if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
 }
@@ -251,8 +261,9 @@ inline void in_groups(int64_t begin, int64_t end, const Wide& wide, const Narrow
 
 // The squares of a group of vectors go through one accumulator a row, in a block short enough for S.
 template <class S, bool Squares>
-inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, S* out, Vector<S>* squares,
-                      double* lanes, const Prefetch& next) {
+inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, int64_t count, S* out,
+                      Vector<S>* squares, double* lanes, const Prefetch& ahead) {
+  const int64_t turn = count - ahead.distance, bytes = 4 * kWidth<S> * ahead.bytes_per_element;
   const auto wide = [&](int64_t i) {
     Vector<S> total[4], x[4];
     const auto load_row = [&](int64_t k) {
@@ -265,12 +276,10 @@ inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_
       load_row(k);
       FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += x[u];
     }
-    if (next.rows != nullptr) {
-      const int64_t bytes = 4 * kWidth<S> * next.bytes_per_element;
-      for (int64_t k = 0; k < tasks; ++k) {
-        for (int64_t line = 0; line < bytes; line += 64)
-          __builtin_prefetch(next.rows[k] + i * next.bytes_per_element + line, 0, 3);
-      }
+    for (int64_t k = 0; k < tasks && ahead.next != nullptr; ++k) {
+      const char* from = i < turn ? reinterpret_cast<const char*>(rows[k] + i + ahead.distance)
+                                  : ahead.next[k] + (i - turn) * ahead.bytes_per_element;
+      for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, 3);
     }
     FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
   };
@@ -285,21 +294,21 @@ inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_
 }
 
 template <class S>
-void sum(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next) {
-  sum_block<S, false>(rows, tasks, 0, count, out, nullptr, nullptr, next);
+void sum(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& ahead) {
+  sum_block<S, false>(rows, tasks, 0, count, count, out, nullptr, nullptr, ahead);
 }
 
 template <class S>
-void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& next) {
+void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& ahead) {
   constexpr int64_t kRows = 64;
   if (tasks > kRows) {  // more than the accumulators' place
     for (int64_t k = 0; k < tasks; ++k) square(rows[k], count, lanes + k * kDoubles);
-    return sum(rows, tasks, count, out, next);
+    return sum(rows, tasks, count, out, ahead);
   }
   in_chains<S>(count, [&](int64_t begin, int64_t end) {
     Vector<S> squares[kRows];
     for (int64_t k = 0; k < tasks; ++k) squares[k] = Vector<S>{};
-    sum_block<S, true>(rows, tasks, begin, end, out, squares, lanes, next);
+    sum_block<S, true>(rows, tasks, begin, end, count, out, squares, lanes, ahead);
     for (int64_t k = 0; k < tasks; ++k) add_to_lanes(lanes + k * kDoubles, squares[k]);
   });
 }
@@ -337,7 +346,7 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
     }
     ahead(i);
     // Stores leave in order: one that misses the cache would hold up those to the accumulators.
-    if (First) __builtin_prefetch(ahead.out + i * ahead.step, 1, 3);
+    if (First) ahead.of_out(i);
   }
   FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
     FASTMTL_UNROLL for (int c = r; c < R; ++c) add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
@@ -356,7 +365,7 @@ constexpr FusedTile<S> kFusedTiles[] = {
 
 template <class S>
 void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
-                         bool first, double* lanes, const Prefetch& next) {
+                         bool first, double* lanes, const Prefetch& prefetch) {
   const int64_t whole = count - count % kWidth<S>;
   in_chains<S>(whole, [&](int64_t begin, int64_t end) {
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
@@ -365,7 +374,7 @@ void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* 
       tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch}, lanes + (i * tasks + i) * kDoubles,
                       tasks, ahead);
     };
-    gram_vectors(rows, tasks, begin, end, lanes, next, diagonal);
+    gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, out, diagonal);
   });
   if (whole == count) return;
   gram_rest(rows, tasks, whole, count - whole, lanes);

@@ -8,12 +8,14 @@
 
 namespace fastmtl {
 
-// What to bring into the cache while computing: the same rows of the next chunk. `bytes_per_element` is that of the
-// memory, not of the arithmetic.
+// What to bring into the cache while computing: each row `distance` elements ahead, where `next` says how the row goes
+// on after the last of its `count` elements. Not 4 KiB ahead, nor a multiple: rows of tensors often lie at the same
+// offset of their pages, and both places of all of them would compete for the same sets of the L1 cache.
 struct Prefetch {
-  const char* const* rows = nullptr;  // one pointer a row, null: nothing to prefetch
-  int64_t bytes_per_element = 0;
-  const char* out = nullptr;  // the same for the output, to be written
+  const char* const* next = nullptr;  // one pointer a row, null: nothing to prefetch
+  int64_t bytes_per_element = 0;      // that of the memory, not of the arithmetic
+  int64_t distance = 0;               // at most `count`, which is the one to take where rows are converted copies
+  const char* out = nullptr;          // how the output goes on, null: there is none
 };
 
 // All functions take rows of `count` elements. They may be used in place: an output may be one of the rows.
@@ -22,17 +24,17 @@ struct Prefetch {
 template <class S>
 struct Compute {
   // lanes[(i * tasks + j)] += <row_i, row_j> for i <= j
-  void (*gram)(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& next);
+  void (*gram)(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& ahead);
   // lanes[0] += <row, row>
   void (*square)(const S* row, int64_t count, double* lanes);
   // out = row_0 + row_1 + ..., in this order
-  void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& next);
+  void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& ahead);
   // `sum`, and lanes[r] += <row_r, row_r>, in one pass
-  void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& next);
+  void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& ahead);
   // `gram` and `sum` in one pass that also adds each row to its accumulator (`first`: sets it); accumulators + i *
   // pitch is that of row i.
   void (*sum_accumulate_gram)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators,
-                              int64_t pitch, bool first, double* lanes, const Prefetch& next);
+                              int64_t pitch, bool first, double* lanes, const Prefetch& ahead);
   // out = weights_0 * row_0 + ...
   void (*weighted_sum)(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out);
 };

@@ -89,14 +89,15 @@ class Rows {
     return rows_.data();
   }
 
-  Prefetch prefetch(const Column& column, const std::vector<int64_t>& present, const Block& next) {
+  Prefetch prefetch(const Column& column, const std::vector<int64_t>& present, const Block& block, const Block& next) {
     if (next.positions == 0) return {};
     for (size_t r = 0; r < present.size(); ++r) {
       if (column.tensors[present[r]].data == nullptr) return {};  // another column, where another task is missing
       next_[r] = address_of_block(column.tensors[present[r]], next);
       if (next_[r] == nullptr) return {};
     }
-    return {next_.data(), size_of(column.tensors[present[0]].dtype)};
+    const int64_t size = size_of(column.tensors[present[0]].dtype);
+    return {next_.data(), size, prefetch_distance(present.size(), block.count(), sizeof(S), size != sizeof(S))};
   }
 
  private:
@@ -138,7 +139,7 @@ void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& c
         last_column = n;
       }
       if (present.empty()) return;
-      const Prefetch ahead = rows.prefetch(columns[after], present, next);
+      const Prefetch ahead = rows.prefetch(columns[after], present, block, next);
       compute<S>(isa).gram(rows.load(columns[n], present, block), present.size(), block.count(), lanes, ahead);
     });
     if (last_unit >= 0) flush(&partial[last_unit * size]);
@@ -234,7 +235,8 @@ void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, c
       }
       const S* const* loaded = rows.load(column, present, block);
       S* place = place_of_block<S>(out, block, scratch);
-      compute<S>(isa).sum_square(loaded, count, block.count(), place, lanes, rows.prefetch(column, present, next));
+      compute<S>(isa).sum_square(loaded, count, block.count(), place, lanes,
+                                 rows.prefetch(column, present, block, next));
       store_block<S>(isa, out, block, place, scratch);
     });
     flush();

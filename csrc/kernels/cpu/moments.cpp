@@ -95,19 +95,21 @@ class Worker {
     return place_of_block<S>(problem_.total, block, total_scratch());
   }
 
-  Prefetch prefetch(const Block& next) {
+  Prefetch prefetch(const Block& block, const Block& next) {
     if (next.count() == 0) return {};
     for (int64_t r = 0; r < tasks_; ++r) {
       next_[r] = address_of_block(problem_.grads[present_[r]], next);
       if (next_[r] == nullptr) return {};
     }
-    return {next_.data(), size_of(problem_.total.dtype), address_of_block(problem_.total, next)};
+    const int64_t size = size_of(problem_.total.dtype);
+    return {next_.data(), size, prefetch_distance(tasks_, block.count(), sizeof(S), size != sizeof(S)),
+            address_of_block(problem_.total, next)};
   }
 
   void one_sample(const Block& block, const Block& next, bool first) {
     S* place = load(block);
     compute<S>(isa_).sum_accumulate_gram(rows_.data(), tasks_, block.positions, place, sums_, pitch_, first, q_lanes_,
-                                         prefetch(next));
+                                         prefetch(block, next));
     store_block<S>(isa_, problem_.total, block, place, total_scratch());
   }
 
@@ -115,7 +117,7 @@ class Worker {
   void whole_samples(const Block& block, const Block& next) {
     S* place = load(block);
     const Compute<S>& f = compute<S>(isa_);
-    f.gram(rows_.data(), tasks_, block.count(), q_lanes_, prefetch(next));
+    f.gram(rows_.data(), tasks_, block.count(), q_lanes_, prefetch(block, next));
     for (int64_t r = 0; r < tasks_; ++r) {
       double* sums = wide_ + r * pitch_;
       for (int64_t s = 0; s < block.samples; ++s) {
