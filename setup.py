@@ -20,7 +20,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ["csrc/torch/cpu_ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/kernels/cpu/*.cpp"))]
+SOURCES = sorted(
+    str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/torch/cpu_*.cpp"), *ROOT.glob("csrc/kernels/cpu/*.cpp")]
+)
 LIBRARY = "fastmtl/_C_cpu.so"
 
 CXXFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra"]

@@ -190,4 +190,10 @@ inline Executor torch_threads() {
   }};
 }
 
+// Calls with a value of the type that arithmetic with `tensor` uses.
+template <class Call>
+auto with_type(const Tensor& tensor, const Call& call) {
+  return tensor.scalar_type() == ScalarType::Double ? call(double{}) : call(float{});
+}
+
 }  // namespace fastmtl

@@ -1,10 +1,11 @@
 """Functions on gradients that the caller already has; what the balancers are made of."""
 
 import fastmtl.ops.library  # noqa: F401  (registers the operators)
+from fastmtl.ops.gradnorm import GradNormState, gradnorm_state, gradnorm_update
 from fastmtl.ops.lists import gram, squared_norms, weighted_sum
-from fastmtl.ops.moments import sum_moments, sum_norms
-from fastmtl.ops.rules import GradNormState, gradnorm_state, gradnorm_update, weigh, with_scale
+from fastmtl.ops.message import weigh, with_scale
 from fastmtl.ops.selection import use_backend
+from fastmtl.ops.sums import sum_moments, sum_norms
 
 __all__ = [
     "GradNormState",

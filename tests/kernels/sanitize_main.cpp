@@ -10,7 +10,7 @@
 
 #include "../../csrc/kernels/cpu/lists.h"
 #include "../../csrc/kernels/cpu/moments.h"
-#include "../../csrc/kernels/update_rules.h"
+#include "../../csrc/kernels/gradnorm_update.h"
 
 using namespace fastmtl;
 

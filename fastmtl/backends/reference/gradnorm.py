@@ -1,7 +1,4 @@
-"""The pure-PyTorch backend: runs on every device and is the oracle that the other backends are checked against.
-
-Written for clarity, not speed. The ops and their conventions are those of `contract`; the symbols those of the papers.
-"""
+"""The weighted sum of the losses, and the update of GradNorm's weights."""
 
 from __future__ import annotations
 
@@ -9,82 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from fastmtl.backends.contract import columns, empty_total, present_of, statistics_dtype
-
-
-def unavailable(device: torch.device) -> str | None:
-    """Why this backend cannot run on ``device``, None where it can. The reference runs everywhere."""
-    return None
-
-
-def _zeros_for_missing(tensors: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    dtype = statistics_dtype(like)
-    return [torch.zeros_like(like, dtype=dtype) if tensor is None else tensor.to(dtype) for tensor in tensors]
-
-
-def _sum(grads: Sequence[Tensor | None]) -> Tensor:
-    total = empty_total(grads)
-    present = present_of(grads)
-    accumulated = present[0].to(statistics_dtype(total))
-    for grad in present[1:]:
-        accumulated = accumulated + grad
-    return total.copy_(accumulated)
-
-
-def sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over tasks, Gram matrix M of the sums over dimension 0, and Q = B * sum_b of the per-sample Gram matrices."""
-    total = _sum(grads)
-    batch = total.shape[0]
-    stacked = torch.stack(_zeros_for_missing(grads, total)).reshape(len(grads), batch, total[:1].numel())
-    sums = stacked.sum(1)
-    per_sample = torch.einsum("kbp,jbp->kj", stacked, stacked)
-    return total, sums @ sums.T, batch * per_sample
-
-
-def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """Sum over tasks and each task's squared Frobenius norm."""
-    return _sum(grads), squared_norms(grads, len(grads))
-
-
-def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
-    """Inner products of the T gradients, each a list of N tensors."""
-    dtype = statistics_dtype(present_of(tensors)[0])
-    result = present_of(tensors)[0].new_zeros((tasks, tasks), dtype=dtype)
-    for column in columns(tensors, tasks):
-        if present_of(column):
-            flat = torch.stack([g.reshape(-1) for g in _zeros_for_missing(column, present_of(column)[0])])
-            result += flat @ flat.T
-    return result
-
-
-def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
-    """Squared norms of the T gradients, each a list of N tensors."""
-    dtype = statistics_dtype(present_of(tensors)[0])
-    result = present_of(tensors)[0].new_zeros(tasks, dtype=dtype)
-    for column in columns(tensors, tasks):
-        for task, tensor in enumerate(column):
-            if tensor is not None:
-                result[task] += tensor.to(dtype).square().sum()
-    return result
-
-
-def weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
-    """sum_k w_k g_k of T gradients, each a list of N tensors; N tensors."""
-    out = [empty_total(column) for column in columns(tensors, tasks)]
-    weighted_sum_out(tensors, tasks, weights, out)
-    return out
-
-
-def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor, out: Sequence[Tensor]) -> None:
-    """As `weighted_sum`, into ``out``, which may be one of the gradients."""
-    for column, result in zip(columns(tensors, tasks), out, strict=True):
-        dtype = statistics_dtype(result)
-        accumulated = torch.zeros_like(result, dtype=dtype)
-        for weight, tensor in zip(weights.to(dtype), column, strict=True):
-            if tensor is not None:
-                accumulated = accumulated + weight * tensor.to(dtype)
-        result.copy_(accumulated)
 
 
 def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
-// The ops of fastmtl/backends/contract.py for CPU tensors, in the namespace fastmtl_cpp.
+// Sums and statistics of gradients, and weighted sums.
 #include "../kernels/cpu/moments.h"
-#include "../kernels/update_rules.h"
 #include "tensors.h"
 
 namespace fastmtl {
@@ -17,12 +16,6 @@ Tensor statistics(const Tensor& like, std::vector<int64_t> shape, const std::vec
                    [](double value) { return static_cast<float>(value); });
   }
   return result;
-}
-
-// Calls with a value of the type that arithmetic with `tensor` uses.
-template <class Call>
-auto with_type(const Tensor& tensor, const Call& call) {
-  return tensor.scalar_type() == ScalarType::Double ? call(double{}) : call(float{});
 }
 
 const TensorColumn& checked(const TensorColumn& column) {
@@ -166,134 +159,19 @@ void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Te
   run_weighted_sum(columns, tasks, weights, out);
 }
 
-double scalar_of(const Tensor& tensor, const Label& label) {
-  const void* data = tensor.const_data_ptr();
-  float value = 0;
-  switch (dtype_of_tensor(tensor, label)) {
-    case Dtype::f64:
-      return *static_cast<const double*>(data);
-    case Dtype::f32:
-      return *static_cast<const float*>(data);
-    case Dtype::bf16:
-      generic_isa().load_bf16(static_cast<const uint16_t*>(data), 1, &value);
-      break;
-    case Dtype::f16:
-      generic_isa().load_f16(static_cast<const uint16_t*>(data), 1, &value);
-      break;
-  }
-  return value;
-}
-
-void check(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
-  check_cpu(tensor, name);
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", text(type), ", got ", text(tensor.scalar_type()));
-  STD_TORCH_CHECK(equal(tensor.sizes(), shape), name, ": expected shape ", text(Shape(shape)), ", got ",
-                  text(tensor.sizes()));
-}
-
-std::tuple<Tensor, Tensor> weigh_op(const std::vector<Tensor>& losses, const Tensor& weights, const Tensor& present) {
-  const int64_t tasks = losses.size();
-  STD_TORCH_CHECK(tasks >= 1, "losses: expected at least one tensor, got none");
-  check(weights, "weights", ScalarType::Float, {tasks});
-  check(present, "present", ScalarType::Bool, {tasks});
-  bool wide = false;
-  double sum = 0;
-  std::vector<double> values(tasks);
-  for (int64_t k = 0; k < tasks; ++k) {
-    const Label label("losses", k);
-    check_cpu(losses[k], label);
-    STD_TORCH_CHECK(losses[k].numel() == 1, label.text(), ": expected one element, got shape ",
-                    text(losses[k].sizes()));
-    values[k] = scalar_of(losses[k], label);
-    wide = wide || losses[k].scalar_type() == ScalarType::Double;
-  }
-  const Tensor message = torch::stable::new_empty(weights, {2 + 3 * tasks}, ScalarType::Float);
-  float* to = static_cast<float*>(message.mutable_data_ptr());
-  to[0] = to[1] = 1;
-  for (int64_t k = 0; k < tasks; ++k) {
-    const float weight = static_cast<const float*>(weights.const_data_ptr())[k * weights.stride(0)];
-    const bool there = static_cast<const bool*>(present.const_data_ptr())[k * present.stride(0)];
-    if (there) sum += static_cast<double>(weight) * values[k];
-    to[2 + k] = static_cast<float>(values[k]);
-    to[2 + tasks + k] = weight;
-    to[2 + 2 * tasks + k] = there ? 1 : 0;
-  }
-  const Tensor loss = torch::stable::new_empty(weights, Shape(), wide ? ScalarType::Double : ScalarType::Float);
-  if (wide) {
-    *static_cast<double*>(loss.mutable_data_ptr()) = sum;
-  } else {
-    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(sum);
-  }
-  return {loss, message};
-}
-
-// A state tensor: changed in place, so it must be plain memory.
-template <class T>
-T* state(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
-  check(tensor, name, type, std::move(shape));
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-void gradnorm_update_op(const Tensor& squared_norms, const Tensor& message, const Tensor& weights,
-                        const Tensor& initial_losses, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                        const Tensor& steps, const Tensor& weight_sum, const Tensor& norms, const Tensor& rates,
-                        const Tensor& counters, const Tensor& task_counters, double alpha, double lr, bool adam,
-                        double beta1, double beta2, double eps, double min_weight) {
-  const int64_t tasks = weights.numel();
-  const bool wide = squared_norms.scalar_type() == ScalarType::Double;
-  check(squared_norms, "squared_norms", wide ? ScalarType::Double : ScalarType::Float, {tasks});
-  check(message, "message", ScalarType::Float, {2 + 3 * tasks});
-  with_type(squared_norms, [&](auto zero) {
-    using Norm = decltype(zero);
-    const GradNormArguments<Norm> arguments{
-        tasks,
-        static_cast<const Norm*>(squared_norms.const_data_ptr()),
-        squared_norms.stride(0),
-        static_cast<const float*>(message.const_data_ptr()),
-        message.stride(0),
-        state<float>(weights, "weights", ScalarType::Float, {tasks}),
-        state<float>(initial_losses, "initial_losses", ScalarType::Float, {tasks}),
-        state<float>(exp_avg, "exp_avg", ScalarType::Float, {tasks}),
-        state<float>(exp_avg_sq, "exp_avg_sq", ScalarType::Float, {tasks}),
-        state<int64_t>(steps, "steps", ScalarType::Long, {tasks}),
-        state<double>(weight_sum, "weight_sum", ScalarType::Double, {tasks}),
-        state<float>(norms, "norms", ScalarType::Float, {tasks}),
-        state<float>(rates, "rates", ScalarType::Float, {tasks}),
-        state<int64_t>(counters, "counters", ScalarType::Long, {2}),
-        state<int64_t>(task_counters, "task_counters", ScalarType::Long, {3, tasks}),
-        alpha,
-        lr,
-        adam,
-        beta1,
-        beta2,
-        eps,
-        min_weight,
-    };
-    GradNormUpdate<Norm> update(arguments);
-    update();
-  });
-}
-
 std::string selected_isa_op() { return isa().name; }
 
 }  // namespace
 }  // namespace fastmtl
 
 // The same schemas as contract.SCHEMAS: a test compares them.
-STABLE_TORCH_LIBRARY(fastmtl_cpp, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmtl_cpp, library) {
   library.def("sum_moments(Tensor?[] grads) -> (Tensor total, Tensor M, Tensor Q)");
   library.def("sum_norms(Tensor?[] grads) -> (Tensor total, Tensor squared_norms)");
   library.def("gram(Tensor?[] tensors, int tasks) -> Tensor");
   library.def("squared_norms(Tensor?[] tensors, int tasks) -> Tensor");
   library.def("weighted_sum(Tensor?[] tensors, int tasks, Tensor weights) -> Tensor[]");
   library.def("weighted_sum_out(Tensor?[] tensors, int tasks, Tensor weights, Tensor(a!)[] out) -> ()");
-  library.def("weigh(Tensor[] losses, Tensor weights, Tensor present) -> (Tensor loss, Tensor message)");
-  library.def(
-      "gradnorm_update(Tensor squared_norms, Tensor message, Tensor(a!) weights, Tensor(b!) initial_losses, "
-      "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, Tensor(f!) weight_sum, Tensor(g!) norms, "
-      "Tensor(h!) rates, Tensor(i!) counters, Tensor(j!) task_counters, float alpha, float lr, bool adam, float beta1, "
-      "float beta2, float eps, float min_weight) -> ()");
   library.def("selected_isa() -> str");
 }
 
@@ -304,8 +182,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastmtl_cpp, CPU, library) {
   library.impl("squared_norms", TORCH_BOX(&fastmtl::squared_norms_op));
   library.impl("weighted_sum", TORCH_BOX(&fastmtl::weighted_sum_op));
   library.impl("weighted_sum_out", TORCH_BOX(&fastmtl::weighted_sum_out_op));
-  library.impl("weigh", TORCH_BOX(&fastmtl::weigh_op));
-  library.impl("gradnorm_update", TORCH_BOX(&fastmtl::gradnorm_update_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmtl_cpp, CompositeExplicitAutograd, library) {

@@ -1,0 +1,29 @@
+"""The pure-PyTorch backend: runs on every device and is the oracle that the other backends are checked against.
+
+Written for clarity, not speed. The ops and their conventions are those of `contract`; the symbols those of the papers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastmtl.backends.reference.gradnorm import gradnorm_update, weigh
+from fastmtl.backends.reference.lists import gram, squared_norms, weighted_sum, weighted_sum_out
+from fastmtl.backends.reference.sums import sum_moments, sum_norms
+
+__all__ = [
+    "gradnorm_update",
+    "gram",
+    "squared_norms",
+    "sum_moments",
+    "sum_norms",
+    "unavailable",
+    "weigh",
+    "weighted_sum",
+    "weighted_sum_out",
+]
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot run on ``device``, None where it can. The reference runs everywhere."""
+    return None

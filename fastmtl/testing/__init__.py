@@ -1,0 +1,101 @@
+"""The table of cases on which every backend must agree with the reference: for `python -m fastmtl` and for the tests.
+
+The rule: against the reference run in float64, the error is at most twice that of the reference run at the case's
+own dtype, plus the rounding of the result (for float64 cases: the bound of a sum of that many terms).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmtl.backends import reference
+from fastmtl.backends.contract import DTYPES, SCHEMAS
+from fastmtl.ops.selection import BACKENDS
+from fastmtl.testing.case import Case, Outcome, map_tensors
+from fastmtl.testing.gradnorm import update_cases, weigh_case
+from fastmtl.testing.grads import list_cases, sum_cases
+
+__all__ = ["Case", "Outcome", "cases", "check", "map_tensors", "run"]
+
+
+def cases() -> Iterator[Case]:
+    """Every case, for every op, dtype, number of tasks, layout and special value."""
+    for dtype in DTYPES:
+        for op in ("sum_moments", "sum_norms"):
+            yield from sum_cases(op, dtype)
+        for op in ("gram", "squared_norms", "weighted_sum", "weighted_sum_out"):
+            yield from list_cases(op, dtype)
+        for tasks in (1, 3, 64):
+            yield weigh_case(dtype, tasks)
+        yield weigh_case(dtype, 3, 2.0)
+        yield weigh_case(dtype, 3, float("nan"))
+    yield from update_cases()
+
+
+def _changed_in_place(op: str) -> list[int]:
+    """Positions of the arguments that the op changes, from its schema."""
+    arguments = SCHEMAS[op].split(" -> ")[0].split(", ")
+    return [index for index, argument in enumerate(arguments) if "!" in argument]
+
+
+def _as_list(value: Tensor | list[Tensor]) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else value
+
+
+def run(implementations: Any, case: Case, arguments: list[Any]) -> list[Tensor]:
+    """What the op returns, or what it changed in place, as one flat list; ``implementations`` has the ops as attributes."""
+    results = getattr(implementations, case.op)(*arguments)
+    if results is None:
+        results = [tensor for index in _changed_in_place(case.op) for tensor in _as_list(arguments[index])]
+    return _as_list(results) if isinstance(results, Tensor) else list(results)
+
+
+def _wide(arguments: list[Any]) -> list[Any]:
+    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor.clone(), arguments)
+
+
+def _scale(exact: Tensor) -> Tensor:
+    """What errors are measured against: sqrt(M_kk M_jj) for Gram matrices, the largest magnitude for the rest."""
+    if exact.dim() == 2 and exact.shape[0] == exact.shape[1]:
+        norms = exact.diagonal().clamp_min(0).sqrt()
+        return torch.outer(norms, norms)
+    finite = exact[exact.isfinite()]
+    return finite.abs().max() if finite.numel() else exact.new_zeros(())
+
+
+def _error(result: Tensor, exact: Tensor, scale: Tensor) -> float:
+    """Largest difference in units of ``scale``; infinite where special values or shapes differ."""
+    if result.shape != exact.shape:
+        return float("inf")
+    result = result.double()
+    same = (result == exact) | (result.isnan() & exact.isnan())
+    difference = torch.where(same, 0.0, (result - exact).abs() / scale.clamp_min(1e-300))
+    return float(difference.nan_to_num(float("inf"), float("inf")).max()) if difference.numel() else 0.0
+
+
+@functools.cache
+def _expected(case: Case) -> tuple[list[Tensor], list[float]]:
+    """The float64 results, and the errors of the reference at the case's own dtype."""
+    cpu = torch.device("cpu")
+    exact = [tensor.double() for tensor in run(reference, case, _wide(case.arguments(cpu)))]
+    plain = run(reference, case, case.arguments(cpu))
+    return exact, [_error(a, b, _scale(b)) for a, b in zip(plain, exact, strict=True)]
+
+
+def check(case: Case, backend: str, device: torch.device) -> Outcome:
+    """Run one case on one backend and hold it against the reference."""
+    exact, plain_errors = _expected(case)
+    results = [tensor.cpu() for tensor in run(BACKENDS[backend], case, case.arguments(device))]
+    if len(results) != len(exact):
+        return Outcome(case, backend, float("inf"))
+    worst = 0.0
+    for result, expected, plain in zip(results, exact, plain_errors, strict=True):
+        terms = 1e5 if result.dtype == torch.float64 else 1.0  # float64 has no wider oracle: the bound of a long sum
+        rounding = torch.finfo(result.dtype).eps * terms if result.dtype.is_floating_point else 0.5
+        worst = max(worst, _error(result, expected, _scale(expected)) / (2 * plain + rounding))
+    return Outcome(case, backend, worst)
