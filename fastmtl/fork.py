@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmtl import ops
-from fastmtl.sources.base import Gradients, Probe, sums
+from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, sums
 
 
 class Rule(Protocol):
-    """What the fork asks of a balancer: to take the measured norms."""
+    """What the fork asks of a balancer."""
 
-    def take(self, squared_norms: Tensor, message: Tensor) -> None:
-        """Update the weights from [T] squared norms of the arrived gradients and the message of the weighted sum."""
+    statistics: Statistics  # what is to be measured
+
+    def take(self, measured: Measured, message: Tensor, batch: int) -> None:
+        """Update the weights from statistics of the arrived gradients, those of scale * w_k * L_k, of ``batch`` samples."""
 
 
 def _by_level(flat: Sequence[Any], tasks: int) -> list[list[Any]]:
@@ -47,10 +49,18 @@ def mark_missing(message: Tensor, missing: Sequence[int], tasks: int) -> Tensor:
     return message * torch.tensor(factor, device=message.device)
 
 
+def nothing(statistics: Statistics, tasks: int, device: torch.device) -> Measured:
+    """The statistics where no gradient arrived."""
+    if statistics == "norms":
+        return (torch.zeros(tasks, device=device),)
+    return tuple(torch.zeros((tasks, tasks), device=device) for _ in range(2 if statistics == "moments" else 1))
+
+
 class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: Rule, probe: Probe, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
         ctx.rule, ctx.probe, ctx.tasks = rule, probe, tasks
+        ctx.batch = features[0].shape[0] if features[0].dim() else 1
         ctx.set_materialize_grads(False)
         token = features[0].new_zeros(2 + 3 * tasks, dtype=torch.float32)
         return (*(level.view_as(level) for level in features for _ in range(tasks)), token)
@@ -66,10 +76,10 @@ class _Fork(torch.autograd.Function):
         missing = _without_gradient(grads, tasks)
         message = mark_missing(message, missing, tasks)
         if len(missing) == tasks:
-            totals, squared_norms = sums(grads), torch.zeros(tasks, device=message.device)
+            totals, measured = sums(grads), nothing(ctx.rule.statistics, tasks, message.device)
         else:
-            totals, squared_norms = ctx.probe.sum_and_measure(grads)
-        ctx.rule.take(squared_norms, message)
+            totals, measured = ctx.probe.sum_and_measure(grads)
+        ctx.rule.take(measured, message, ctx.batch)
         return (None, None, None, *totals)
 
 

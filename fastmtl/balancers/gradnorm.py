@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.balancers.measuring import MeasuringBalancer
 from fastmtl.balancers.tasks import TasksLike
-from fastmtl.sources import SourceLike
+from fastmtl.sources import Measured, SourceLike
 
 _LEFT_OUT = {
     0: "its loss cannot be compared with L(0): it was negative, or has not been positive yet. GradNorm's training rates need "
@@ -83,7 +83,7 @@ class GradNorm(MeasuringBalancer):
         min_weight: float = 1e-3,
         update_every: int = 1,
     ):
-        super().__init__(tasks, source=source, update_every=update_every)
+        super().__init__(tasks, source=source, statistics="norms", update_every=update_every)
         self.alpha = _number("alpha", alpha, 0.0, low_allowed=True)
         self.lr = _number("lr", lr, 0.0, low_allowed=True)
         self.min_weight = _number("min_weight", min_weight, 0.0, low_allowed=False)
@@ -101,8 +101,9 @@ class GradNorm(MeasuringBalancer):
     def _state(self) -> ops.GradNormState:
         return ops.GradNormState(*(getattr(self, name) for name in ops.GradNormState._fields))
 
-    def take(self, squared_norms: Tensor, message: Tensor) -> None:
+    def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """One step of the weights; see `fastmtl.ops.gradnorm_update`."""
+        (squared_norms,) = measured
         ops.gradnorm_update(
             squared_norms,
             message,

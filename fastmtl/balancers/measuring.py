@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,24 +14,25 @@ from fastmtl import ops
 from fastmtl.balancers.base import Balancer, Tail, per_task
 from fastmtl.balancers.structure import flatten
 from fastmtl.balancers.tasks import Batch, Losses, Presence, TasksLike
-from fastmtl.sources import Parameters, SourceLike, resolve
+from fastmtl.sources import Measured, Parameters, SourceLike, Statistics, gram_of, resolve, squared_norms_of
 
 
 class MeasuringBalancer(Balancer):
     """A balancer that measures the tasks' gradients inside the backward; subclasses define `take`."""
 
-    def __init__(self, tasks: TasksLike, *, source: SourceLike, update_every: int):
+    def __init__(self, tasks: TasksLike, *, source: SourceLike, statistics: Statistics, update_every: int):
         super().__init__(tasks)
         if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
             raise ValueError(f"update_every: expected a whole number from 1, got {update_every!r}")
-        self._source = resolve(source, len(self._tasks))
+        self.statistics: Statistics = statistics
+        self._source = resolve(source, len(self._tasks), statistics)
         self.update_every = update_every
         self._steps = 0  # counts on for `update_every`
         self._forked = False
         self._token: Tensor | None = None
         self._warned_of_ranks = False
 
-    def take(self, squared_norms: Tensor, message: Tensor) -> None:
+    def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """Called once in each measured backward, see `fastmtl.fork.Rule`."""
         raise NotImplementedError(f"{type(self).__name__} must define take")
 
@@ -82,7 +83,7 @@ class MeasuringBalancer(Balancer):
             raise RuntimeError("balancer.backward: expected a balancer in training mode with gradients enabled")
         if params is None:
             raise TypeError("params: expected the parameters at which to compare the tasks, got none")
-        targets = Parameters(params, "params").parameters
+        targets = Parameters(params, self.statistics, "params").parameters
         for index, target in enumerate(targets):
             if not target.requires_grad:
                 raise ValueError(f"params[{index}]: does not require grad, so no gradient can be measured")
@@ -91,31 +92,38 @@ class MeasuringBalancer(Balancer):
         due = self._due()
         if due:
             _, message = ops.weigh([loss.detach() for loss in batch.losses], self.weights, batch.present)
-            squared_norms, missing = self._squared_norms_at(targets, batch, factor)
+            measured, missing = self._measured_at(targets, batch, factor)
             message = forks.mark_missing(message, missing, len(self._tasks))
         loss = self._weigh(batch, None)
         (loss * factor).backward()
         self._steps += 1
         if due:
+            # As they would arrive at a fork: of the weighted losses.
             used = message[2 + len(self._tasks) : 2 + 2 * len(self._tasks)]
-            self.take(squared_norms * used.square(), ops.with_scale(message, factor))
+            factors = used.square() if self.statistics == "norms" else torch.outer(used, used)
+            self.take((measured * factors,), ops.with_scale(message, factor), 1)
         return loss.detach()
 
-    def _squared_norms_at(self, targets: Sequence[Tensor], batch: Batch, factor: Tensor) -> tuple[Tensor, list[int]]:
-        """[T] squared norms of the gradients of ``factor * L_k`` at ``targets``, and the tasks that have none there."""
-        squared_norms = torch.zeros(len(self._tasks), device=factor.device)
-        reached = []
-        for task, (loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
-            if gone:
-                continue
-            slope = factor.to(loss.dtype).expand_as(loss)
-            grads = torch.autograd.grad(loss, targets, slope, retain_graph=True, allow_unused=True)
-            if any(grad is not None for grad in grads):
-                reached.append(task)
-                squared_norms[task] = torch.ops.fastmtl.squared_norms(grads, 1)[0]
+    def _measured_at(self, targets: Sequence[Tensor], batch: Batch, factor: Tensor) -> tuple[Tensor, list[int]]:
+        """Statistics of the gradients of ``factor * L_k`` at ``targets``, and the tasks that have none there."""
+        reached: list[int] = []
+        nothing = (None,) * len(targets)
+
+        def gradients() -> Iterator[Sequence[Tensor | None]]:
+            for task, (loss, gone) in enumerate(zip(batch.losses, batch.absent, strict=True)):
+                if gone:
+                    yield nothing
+                    continue
+                slope = factor.to(loss.dtype).expand_as(loss)
+                grads = torch.autograd.grad(loss, targets, slope, retain_graph=True, allow_unused=True)
+                if any(grad is not None for grad in grads):
+                    reached.append(task)
+                yield grads
+
+        measured = (squared_norms_of if self.statistics == "norms" else gram_of)(gradients(), factor.device)
         if not reached:
             raise ValueError("params: none of them has a part in any of the losses")
-        return squared_norms, [task for task in range(len(self._tasks)) if task not in reached]
+        return measured, [task for task in range(len(self._tasks)) if task not in reached]
 
     def _due(self) -> bool:
         """Whether this step is measured."""

@@ -1,9 +1,9 @@
-"""What a source is: where the gradients of the tasks are measured."""
+"""What a source is: where the gradients of the tasks are measured, and which of their statistics it can give."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,17 +12,21 @@ from fastmtl import ops  # noqa: F401  (registers torch.ops.fastmtl)
 from fastmtl.backends.contract import present_of
 
 Gradients: TypeAlias = Sequence[Sequence[Tensor | None]]  # [N levels][T tasks], None: did not arrive
+# What is measured of the tasks' gradients as they arrive: their squared norms [T], their Gram matrix M [T, T], or M and
+# the per-sample Gram matrix Q [T, T].
+Statistics: TypeAlias = Literal["norms", "gram", "moments"]
+Measured: TypeAlias = tuple[Tensor, ...]  # (squared norms,), (M,) or (M, Q)
 
 
 class Probe(Protocol):
     """A source located in the graph of one forward pass."""
 
-    def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Tensor]:
-        """The sum over the tasks for each level, and the [T] squared norms of the tasks' gradients at the source."""
+    def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
+        """The sum over the tasks for each level, and the statistics of the tasks' gradients at the source."""
 
 
 class Source(Protocol):
-    """A place in the network."""
+    """A place in the network; made for one kind of statistics."""
 
     def locate(self, features: Sequence[Tensor], before_tail: Sequence[Tensor] | None) -> Probe:
         """Find the source in the graph that made ``features``.
@@ -32,7 +36,7 @@ class Source(Protocol):
             before_tail: the tensors that the user gave to the fork, where a tail made ``features`` of them.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: it is not there, or cannot give its statistics.
         """
 
 
@@ -46,3 +50,11 @@ def sums(grads: Gradients) -> list[Tensor | None]:
         else:
             totals.append(torch.ops.fastmtl.sum_norms(level)[0])
     return totals
+
+
+def add_up(parts: Sequence[Measured]) -> Measured:
+    """The statistics of several places taken together: they are sums of squares and products, so they add up."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = tuple(a + b for a, b in zip(total, part, strict=True))
+    return total

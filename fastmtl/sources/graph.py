@@ -49,3 +49,13 @@ def users(roots: Sequence[GradientEdge], leaves: Sequence[Tensor]) -> list[list[
             else:
                 found[index].append((user, position))
     return found
+
+
+def kept_tensor(node: Node, name: str) -> Tensor | None:
+    """A tensor that ``node`` keeps for its backward; None where hooks (checkpointing, offloading) keep it.
+
+    Not unpacked, since checkpointing lets a tensor be unpacked once only.
+    """
+    saved = getattr(node, f"_raw_saved_{name}")
+    plain = getattr(saved, "unpack_hook", saved) is None and isinstance(saved.data, Tensor)
+    return saved.data.detach() if plain else None

@@ -21,7 +21,8 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn import functional as F
 
 from fastmtl.backends.contract import statistics_dtype
-from fastmtl.sources.base import Gradients, sums
+from fastmtl.sources.base import Gradients, Measured, sums
+from fastmtl.sources.graph import kept_tensor
 from fastmtl.sources.parameters import carry
 
 # Shifting and adding one number of the Gram matrix costs about as much as this many multiply-adds of a matrix product.
@@ -34,16 +35,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(statistics_dtype(tensor))
 
 
-def _saved(node: Node, name: str) -> Tensor | None:
-    """A tensor that ``node`` keeps for its backward; None where hooks (checkpointing, offloading) keep it.
-
-    Not unpacked, since checkpointing lets a tensor be unpacked once only.
-    """
-    saved = getattr(node, f"_raw_saved_{name}")
-    plain = getattr(saved, "unpack_hook", saved) is None and isinstance(saved.data, Tensor)
-    return saved.data.detach() if plain else None
-
-
 @dataclass(frozen=True)
 class Linear:
     """One use of a weight as ``input @ weight.T``."""
@@ -54,7 +45,7 @@ class Linear:
     saved: str  # the name under which the node keeps the input
 
     def _input(self) -> Tensor:
-        inputs = _saved(self.node, self.saved)
+        inputs = kept_tensor(self.node, self.saved)
         assert inputs is not None, "use_of has looked"
         return inputs
 
@@ -89,7 +80,7 @@ class Conv2d:
         stride, padding, dilation = (
             list(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation")
         )
-        inputs = _saved(node, "input")
+        inputs = kept_tensor(node, "input")
         assert inputs is not None, "use_of has looked"
         out = [
             (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
@@ -161,10 +152,10 @@ def use_of(node: Node, position: int, weight: Tensor, bias: bool) -> LayerUse | 
     match node.name(), position, bias:
         case ("AddmmBackward0", 2, True) | ("MmBackward0", 1, False):
             saved = "mat1" if bias else "self"
-            return Linear(node, weight, bias, saved) if _saved(node, saved) is not None else None
+            return Linear(node, weight, bias, saved) if kept_tensor(node, saved) is not None else None
         case ("ConvolutionBackward0", 1, _) if weight.dim() == 4:
             plain = not node._saved_transposed and node._saved_groups == 1  # type: ignore[attr-defined]
-            return Conv2d(node, weight, bias) if plain and _saved(node, "input") is not None else None
+            return Conv2d(node, weight, bias) if plain and kept_tensor(node, "input") is not None else None
     return None
 
 
@@ -174,7 +165,7 @@ class PairsProbe:
     def __init__(self, roots: Sequence[GradientEdge], use: LayerUse):
         self.roots, self.use = roots, use
 
-    def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Tensor]:
+    def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums at the fork and the squared norms of the layer's weight and bias gradients."""
         target = [GradientEdge(self.use.node, 0)]
         # A backward may be called inside autocast, which would round the products to half precision.
@@ -188,4 +179,4 @@ class PairsProbe:
                 with full_precision:
                     by_position = self.use.by_position(delta)
                     squared[task] = (gram @ by_position).mul_(by_position).sum()
-        return sums(grads), squared.clamp_min_(0)
+        return sums(grads), (squared.clamp_min_(0),)

@@ -6,14 +6,14 @@ nested calls of autograd, one per task, that visit only the nodes between the fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl.backends.contract import present_of
-from fastmtl.sources.base import Gradients, Probe, sums
+from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, sums
 from fastmtl.sources.graph import edges_of, users
 
 
@@ -28,30 +28,47 @@ def carry(
     return torch.autograd.grad(outputs, targets, grad_outputs, retain_graph=True, allow_unused=True)
 
 
+def squared_norms_of(gradients: Iterable[Sequence[Tensor | None]], device: torch.device) -> Tensor:
+    """[T] squared norms of T gradients, each a list of N tensors, of which only one need exist at a time."""
+    zero = torch.zeros(1, device=device)
+    return torch.cat([torch.ops.fastmtl.squared_norms(g, 1) if present_of(g) else zero for g in gradients])
+
+
+def gram_of(gradients: Iterable[Sequence[Tensor | None]], device: torch.device) -> Tensor:
+    """[T, T] inner products of T gradients, each a list of N tensors."""
+    lists = list(gradients)
+    flat = [tensor for tensors in lists for tensor in tensors]
+    if not present_of(flat):
+        return torch.zeros((len(lists), len(lists)), device=device)
+    return torch.ops.fastmtl.gram(flat, len(lists))
+
+
 class CarriedProbe:
-    """Norms of the tasks' gradients at edges of the graph, formed by autograd itself."""
+    """Norms or Gram matrix of the tasks' gradients at edges of the graph, formed by autograd itself."""
 
-    def __init__(self, roots: Sequence[GradientEdge], targets: Sequence[GradientEdge]):
+    def __init__(self, roots: Sequence[GradientEdge], targets: Sequence[GradientEdge], statistics: Statistics):
         self.roots, self.targets = roots, targets
+        self.measure = squared_norms_of if statistics == "norms" else gram_of
 
-    def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Tensor]:
-        """The sums at the fork and the squared norms at the targets, all targets together."""
+    def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
+        """The sums at the fork and the statistics at the targets, all targets together."""
         device = next(grad.device for level in grads for grad in level if grad is not None)
-        squared = []
-        for task in range(len(grads[0])):  # one task at a time: T gradients of the parameters need not exist at once
-            carried = carry(self.roots, grads, task, self.targets)
-            if present_of(carried):
-                squared.append(torch.ops.fastmtl.squared_norms(carried, 1))
-            else:
-                squared.append(torch.zeros(1, device=device))
-        return sums(grads), torch.cat(squared)
+        carried = (carry(self.roots, grads, task, self.targets) for task in range(len(grads[0])))
+        measured = self.measure(carried, device)
+        return sums(grads), (measured,)
 
 
 class Parameters:
     """Any list of shared parameters, taken together as one vector."""
 
-    def __init__(self, parameters: Sequence[Tensor], argument: str = "source"):
+    def __init__(self, parameters: Sequence[Tensor], statistics: Statistics, argument: str = "source"):
         self.parameters = list(parameters)
+        self.statistics = statistics
+        if statistics == "moments":
+            raise ValueError(
+                f"{argument}: per-sample gradients are measured at 'features' or at layers (modules), not at parameters. Give "
+                "the layer, or use what needs the task gradients alone (MaxGNR's objective='intertask')"
+            )
         if not self.parameters:
             raise ValueError(f"{argument}: expected at least one parameter, got none")
         for index, parameter in enumerate(self.parameters):
@@ -83,4 +100,4 @@ class Parameters:
     def locate(self, features: Sequence[Tensor], before_tail: Sequence[Tensor] | None) -> Probe:
         """Find the parameters in the graph behind ``features``."""
         roots, trained, _ = self.find(features)
-        return CarriedProbe(roots, edges_of(trained))
+        return CarriedProbe(roots, edges_of(trained), self.statistics)

@@ -203,15 +203,24 @@ def test_parametrised_layer() -> None:
     torch.testing.assert_close(balancer.norms.double(), norms, rtol=2**-20, atol=0)
 
 
+_TWICE = nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("layer", (TypeError, ValueError), "source: expected 'features', a layer or parameters, got 'layer'"),
-        (3, TypeError, "source: expected 'features', a layer or parameters, got (int|3)"),
-        (None, TypeError, "source: expected 'features', a layer or parameters, got None"),
+        (
+            "layer",
+            (TypeError, ValueError),
+            "source: expected 'features', a layer or layers, or parameters, got 'layer'",
+        ),
+        (3, TypeError, "source: expected 'features', a layer or layers, or parameters, got (int|3)"),
+        (None, TypeError, "source: expected 'features', a layer or layers, or parameters, got None"),
         ([], ValueError, "source: expected at least one parameter"),
         ([3], TypeError, r"source\[0\]: expected a parameter .* got int"),
-        ([nn.Linear(2, 2)], TypeError, r"source\[0\]: expected a parameter .* got Linear"),
+        ([nn.Linear(2, 2), torch.zeros(2)], TypeError, r"source\[0\]: expected a parameter .* got Linear"),
+        ([nn.Linear(2, 2), nn.ReLU()], ValueError, r"source: expected a layer with parameters of its own .* got ReLU"),
+        ([_TWICE, _TWICE], ValueError, "source: expected different layers, got one twice"),
         (torch.zeros(2, requires_grad=True) * 2, TypeError, r"source\[0\]: expected a parameter \(a leaf"),
     ],
 )
@@ -231,3 +240,13 @@ def test_layer_reached_by_some_tasks_only(backend: str) -> None:
     assert balancer.norms.tolist() == pytest.approx([expected, 0.0], rel=2**-20)
     assert balancer.report()["zero_gradient/1"] == 1
     assert balancer.weights.isfinite().all()
+
+
+def test_several_layers_are_taken_together(backend: str) -> None:
+    first, second, x = nn.Linear(8, 8), nn.Linear(8, 8), torch.randn(3, 8)
+    targets = [torch.randn(3, 8) for _ in range(2)]
+    balancer = GradNorm(2, alpha=0.5, source=[first, second])
+    balancer(losses_of(list(balancer.fork(second(torch.tanh(first(x))))), targets)).backward()
+    parameters = [*first.parameters(), *second.parameters()]
+    norms = task_norms(losses_of([second(torch.tanh(first(x)))] * 2, targets), parameters)
+    torch.testing.assert_close(balancer.norms.double(), norms, rtol=2**-20, atol=0)

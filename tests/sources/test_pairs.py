@@ -32,7 +32,7 @@ def located(trunk: nn.Module, layer: nn.Module, x: torch.Tensor) -> tuple[PairsP
     ((node, position),) = users(roots, parameters)[0]
     use = use_of(node, position, parameters[0], len(parameters) == 2)
     assert use is not None
-    return PairsProbe(roots, use), CarriedProbe(roots, edges_of(parameters)), features
+    return PairsProbe(roots, use), CarriedProbe(roots, edges_of(parameters), "norms"), features
 
 
 def conv_problem(options, dtype, channels_last=False):
@@ -65,8 +65,8 @@ def norms(problem):
     fast, formed, features = located(*problem)
     generator = torch.Generator().manual_seed(1)
     grads = [[torch.randn(features.shape, generator=generator).to(features) for _ in range(3)]]
-    (total,), measured = fast.sum_and_measure(grads)
-    _, expected = formed.sum_and_measure(grads)
+    (total,), (measured,) = fast.sum_and_measure(grads)
+    _, (expected,) = formed.sum_and_measure(grads)
     torch.testing.assert_close(total.double(), torch.stack(grads[0]).double().sum(0), rtol=0.01, atol=0.01)
     return measured, expected
 
@@ -96,7 +96,7 @@ def test_bfloat16_is_widened_before_the_products():
 def test_a_task_without_gradient_has_norm_zero():
     fast, _, features = located(*conv_problem(CONVOLUTIONS["3x3"], torch.float32))
     grad = torch.randn_like(features)
-    (total,), measured = fast.sum_and_measure([[None, grad]])
+    (total,), (measured,) = fast.sum_and_measure([[None, grad]])
     assert torch.equal(total, grad)
     assert measured[0] == 0 and measured[1] > 0
 
