@@ -58,9 +58,8 @@ def nothing(statistics: Statistics, tasks: int, device: torch.device) -> Measure
 
 class _Fork(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, probe: Probe, tasks: int, *features: Tensor) -> tuple[Tensor, ...]:
-        ctx.rule, ctx.probe, ctx.tasks = rule, probe, tasks
-        ctx.batch = features[0].shape[0] if features[0].dim() else 1
+    def forward(ctx: Any, rule: Rule, probe: Probe, tasks: int, batch: int, *features: Tensor) -> tuple[Tensor, ...]:
+        ctx.rule, ctx.probe, ctx.tasks, ctx.batch = rule, probe, tasks, batch
         ctx.set_materialize_grads(False)
         token = features[0].new_zeros(2 + 3 * tasks, dtype=torch.float32)
         return (*(level.view_as(level) for level in features for _ in range(tasks)), token)
@@ -72,7 +71,7 @@ class _Fork(torch.autograd.Function):
         tasks = ctx.tasks
         grads = _by_level(flat, tasks)
         if message is None:  # not a backward of the balanced loss: nothing to measure
-            return (None, None, None, *sums(grads))
+            return (None, None, None, None, *sums(grads))
         missing = _without_gradient(grads, tasks)
         message = mark_missing(message, missing, tasks)
         if len(missing) == tasks:
@@ -80,7 +79,7 @@ class _Fork(torch.autograd.Function):
         else:
             totals, measured = ctx.probe.sum_and_measure(grads)
         ctx.rule.take(measured, message, ctx.batch)
-        return (None, None, None, *totals)
+        return (None, None, None, None, *totals)
 
 
 class _Join(torch.autograd.Function):
@@ -125,9 +124,11 @@ class _WeightedSum(torch.autograd.Function):
         return (ops.with_scale(message, scale) if ctx.sends else None, None, None, None, *grads)
 
 
-def fork(features: Sequence[Tensor], tasks: int, rule: Rule, probe: Probe) -> tuple[list[list[Tensor]], Tensor]:
-    """T views of each of N feature tensors, [N][T], and the token for `weighted_sum`."""
-    *views, token = _Fork.apply(rule, probe, tasks, *features)
+def fork(
+    features: Sequence[Tensor], tasks: int, rule: Rule, probe: Probe, batch: int
+) -> tuple[list[list[Tensor]], Tensor]:
+    """T views of each of N feature tensors of ``batch`` samples, [N][T], and the token for `weighted_sum`."""
+    *views, token = _Fork.apply(rule, probe, tasks, batch, *features)
     return _by_level(views, tasks), token
 
 

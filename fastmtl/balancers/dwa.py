@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmtl.balancers.base import Balancer
+from fastmtl.balancers.numbers import at_least
 from fastmtl.balancers.tasks import Batch, TasksLike
 
 
@@ -35,9 +36,7 @@ class DynamicWeightAverage(Balancer):
 
     def __init__(self, tasks: TasksLike, temperature: float = 2.0):
         super().__init__(tasks)
-        self.temperature = float(temperature)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature: expected a positive finite number, got {temperature!r}")
+        self.temperature = at_least("temperature", temperature, 0.0, low_allowed=False)
         count = len(self._tasks)
         self.register_buffer("weights", torch.ones(count))
         self.register_buffer("_loss_sum", torch.zeros(count, dtype=torch.float64))

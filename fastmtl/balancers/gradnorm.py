@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fastmtl import ops
 from fastmtl.balancers.measuring import MeasuringBalancer
+from fastmtl.balancers.numbers import at_least
 from fastmtl.balancers.tasks import TasksLike
 from fastmtl.sources import Measured, SourceLike
 
@@ -21,16 +21,6 @@ _LEFT_OUT = {
     2: "its loss was given, but no gradient reached its view. Did its head read the features instead of its view, or another "
     "task's view? Pass present= where the task is absent",
 }
-
-
-def _number(name: str, value: float, low: float, *, low_allowed: bool) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected a number, got {value!r}") from error
-    if not math.isfinite(number) or number < low or (number == low and not low_allowed):
-        raise ValueError(f"{name}: expected a finite number {'>=' if low_allowed else '>'} {low:g}, got {value!r}")
-    return number
 
 
 class GradNorm(MeasuringBalancer):
@@ -84,9 +74,9 @@ class GradNorm(MeasuringBalancer):
         update_every: int = 1,
     ):
         super().__init__(tasks, source=source, statistics="norms", update_every=update_every)
-        self.alpha = _number("alpha", alpha, 0.0, low_allowed=True)
-        self.lr = _number("lr", lr, 0.0, low_allowed=True)
-        self.min_weight = _number("min_weight", min_weight, 0.0, low_allowed=False)
+        self.alpha = at_least("alpha", alpha, 0.0, low_allowed=True)
+        self.lr = at_least("lr", lr, 0.0, low_allowed=True)
+        self.min_weight = at_least("min_weight", min_weight, 0.0, low_allowed=False)
         if self.min_weight >= 1:
             raise ValueError(f"min_weight: expected less than 1, the mean of the weights, got {min_weight!r}")
         if optimizer not in ("adam", "sgd"):

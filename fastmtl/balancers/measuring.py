@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 from fastmtl import fork as forks
 from fastmtl import ops
 from fastmtl.balancers.base import Balancer, Tail, per_task
+from fastmtl.balancers.numbers import whole
 from fastmtl.balancers.structure import flatten
 from fastmtl.balancers.tasks import Batch, Losses, Presence, TasksLike
 from fastmtl.sources import Measured, Parameters, SourceLike, Statistics, gram_of, resolve, squared_norms_of
+from fastmtl.sources.graph import edges_of, mixes_samples, nodes_between
 
 
 class MeasuringBalancer(Balancer):
@@ -22,15 +25,15 @@ class MeasuringBalancer(Balancer):
 
     def __init__(self, tasks: TasksLike, *, source: SourceLike, statistics: Statistics, update_every: int):
         super().__init__(tasks)
-        if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
-            raise ValueError(f"update_every: expected a whole number from 1, got {update_every!r}")
         self.statistics: Statistics = statistics
         self._source = resolve(source, len(self._tasks), statistics)
-        self.update_every = update_every
+        self.update_every = whole("update_every", update_every)
         self._steps = 0  # counts on for `update_every`
         self._forked = False
         self._token: Tensor | None = None
+        self._places: list[Node] = []  # of the fork that `_token` belongs to: the nodes whose gradients are measured
         self._warned_of_ranks = False
+        self._looked_for_mixed_samples = statistics != "moments"
 
     def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """Called once in each measured backward, see `fastmtl.fork.Rule`."""
@@ -52,6 +55,8 @@ class MeasuringBalancer(Balancer):
                 "balancer.backward(losses, params) in code that cannot fork"
             )
         token, self._token, self._forked = self._token, None, False
+        if token is not None and not torch.compiler.is_compiling():
+            self._warn_of_mixed_samples(batch, token)
         return self._weigh(batch, token)
 
     def backward(
@@ -143,6 +148,8 @@ class MeasuringBalancer(Balancer):
                     f"features[{index}]: expected on {self.weights.device}, where the balancer is, got "
                     f"{level.device}: call balancer.to({str(level.device)!r})"
                 )
+        if self.statistics == "moments":
+            _check_samples(levels)
         if self._token is not None and not torch.compiler.is_compiling():
             warnings.warn(
                 "fork() was called before balancer(losses) took the fork before it; that one will measure nothing",
@@ -161,9 +168,9 @@ class MeasuringBalancer(Balancer):
     def _measured_views(
         self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None
     ) -> list[Any]:
-        tasks = len(self._tasks)
+        tasks, batch = len(self._tasks), levels[0].shape[0] if levels[0].dim() else 1
         if torch.compiler.is_compiling():
-            views, self._token = forks.fork(levels, tasks, self, self._source.locate(levels, None))
+            views, self._token = forks.fork(levels, tasks, self, self._source.locate(levels, None), batch)
             structures = per_task(views, rebuild)
             return structures if tail is None else [tail(structure) for structure in structures]
         before = None
@@ -172,8 +179,23 @@ class MeasuringBalancer(Balancer):
             before = [level.view_as(level) for level in levels]
             levels, rebuild = flatten(tail(rebuild(before)))
         probe = self._source.locate(levels, before)
-        views, self._token = forks.fork(levels, tasks, self, probe)
+        views, self._token = forks.fork(levels, tasks, self, probe, batch)
+        self._places = probe.places() or [get_gradient_edge(self._token).node]
         return per_task(views, rebuild)
+
+    def _warn_of_mixed_samples(self, batch: Batch, token: Tensor) -> None:
+        """Once: batch norm in training between the source and the losses makes the samples depend on each other."""
+        places, self._places = self._places, []
+        if self._looked_for_mixed_samples:
+            return
+        self._looked_for_mixed_samples = True
+        losses = [loss for loss, gone in zip(batch.losses, batch.absent, strict=True) if not gone]
+        if any(mixes_samples(node) for node in nodes_between(edges_of(losses), places)):
+            warnings.warn(
+                "there is batch norm in training mode between the source and the losses: it makes the samples of a batch "
+                "depend on each other, so variance and what follows from it are off",
+                stacklevel=4,
+            )
 
     def _warn_of_ranks(self) -> None:
         distributed = torch.distributed
@@ -188,7 +210,7 @@ class MeasuringBalancer(Balancer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: without a fork in flight, which belongs to the graph of this process."""
-        return {**self.__dict__, "_token": None, "_forked": False}
+        return {**self.__dict__, "_token": None, "_forked": False, "_places": []}
 
     def get_extra_state(self) -> dict[str, Any]:
         """Adds the position in the cycle of ``update_every``."""
@@ -198,3 +220,12 @@ class MeasuringBalancer(Balancer):
         """Go on in the cycle of ``update_every``."""
         super().set_extra_state(state)
         self._steps = int(state["steps"])
+
+
+def _check_samples(levels: Sequence[Tensor]) -> None:
+    sizes = {level.shape[0] if level.dim() else 0 for level in levels}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise ValueError(
+            "features: expected at least 2 samples in dimension 0, of every tensor the same number, to measure per-sample "
+            f"gradients: one sample has no variance. Got shapes {[list(level.shape) for level in levels]}"
+        )

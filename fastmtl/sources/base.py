@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from fastmtl import ops  # noqa: F401  (registers torch.ops.fastmtl)
 from fastmtl.backends.contract import present_of
@@ -23,6 +24,9 @@ class Probe(Protocol):
 
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sum over the tasks for each level, and the statistics of the tasks' gradients at the source."""
+
+    def places(self) -> list[Node]:
+        """The nodes of the graph whose gradients are measured; none where they are those of the fork itself."""
 
 
 class Source(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from fastmtl.backends.contract import present_of
 from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, add_up, sums
@@ -37,6 +38,10 @@ class FeaturesProbe:
     def __init__(self, statistics: Statistics):
         self.statistics = statistics
 
+    def places(self) -> list[Node]:
+        """Those of the fork."""
+        return []
+
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums, and the statistics over all levels of Z together."""
         measured = [_level(level, self.statistics) if present_of(level) else None for level in grads]
@@ -49,6 +54,10 @@ class BeforeTailProbe:
 
     def __init__(self, roots: Sequence[Tensor], targets: Sequence[Tensor], statistics: Statistics):
         self.roots, self.targets, self.statistics = edges_of(roots), edges_of(targets), statistics
+
+    def places(self) -> list[Node]:
+        """Where the gradients are carried."""
+        return [edge.node for edge in self.targets]
 
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums after the tail, and the statistics before it."""

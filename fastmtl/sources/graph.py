@@ -7,6 +7,7 @@ parametrisation or a module called twice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
@@ -59,3 +60,38 @@ def kept_tensor(node: Node, name: str) -> Tensor | None:
     saved = getattr(node, f"_raw_saved_{name}")
     plain = getattr(saved, "unpack_hook", saved) is None and isinstance(saved.data, Tensor)
     return saved.data.detach() if plain else None
+
+
+def nodes_between(roots: Sequence[GradientEdge], places: Sequence[Node]) -> set[Node]:
+    """The nodes on the ways from ``roots`` to any of ``places``, these left out."""
+    users_of: dict[Node, list[Node]] = {}
+    stack = [edge.node for edge in roots]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            users_of.setdefault(following, []).append(node)
+            if following not in seen:
+                seen.add(following)
+                stack.append(following)
+    above: set[Node] = set()
+    stack = list(places)
+    while stack:
+        for user in users_of.get(stack.pop(), []):
+            if user not in above:
+                above.add(user)
+                stack.append(user)
+    return above - set(places)
+
+
+BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
+
+
+def mixes_samples(node: Any) -> bool:
+    """Whether ``node`` is batch norm in training; instance norm, which is one over a batch of 1, is not."""
+    if node.name() not in BATCH_NORMS or not getattr(node, "_saved_training", True):
+        return False
+    inputs = kept_tensor(node, "input")
+    return inputs is None or inputs.shape[0] != 1

@@ -22,6 +22,10 @@ class MomentsProbe:
     def __init__(self, roots: Sequence[GradientEdge], layers: Sequence[uses.LayerUse]):
         self.roots, self.layers = roots, layers
 
+    def places(self) -> list[Node]:
+        """The operations of the layers."""
+        return [layer.output.node for layer in self.layers]
+
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums at the fork and the moments, all layers together."""
         tasks = range(len(grads[0]))

@@ -165,6 +165,10 @@ class PairsProbe:
     def __init__(self, roots: Sequence[GradientEdge], use: LayerUse):
         self.roots, self.use = roots, use
 
+    def places(self) -> list[Node]:
+        """The operation of the layer."""
+        return [self.use.node]
+
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums at the fork and the squared norms of the layer's weight and bias gradients."""
         target = [GradientEdge(self.use.node, 0)]

@@ -50,6 +50,10 @@ class CarriedProbe:
         self.roots, self.targets = roots, targets
         self.measure = squared_norms_of if statistics == "norms" else gram_of
 
+    def places(self) -> list[Node]:
+        """Where the gradients are carried."""
+        return [edge.node for edge in self.targets]
+
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums at the fork and the statistics at the targets, all targets together."""
         device = next(grad.device for level in grads for grad in level if grad is not None)

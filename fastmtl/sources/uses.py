@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl import ops
 from fastmtl.backends.contract import statistics_dtype
-from fastmtl.sources.graph import kept_tensor
+from fastmtl.sources.graph import BATCH_NORMS, kept_tensor
 
 Deltas: TypeAlias = Sequence[Tensor | None]  # T gradients at the layer's output
 Moments: TypeAlias = Callable[[Deltas], tuple[Tensor, Tensor]]
@@ -202,7 +202,7 @@ def _scaling(operation: _Operation) -> Moments:
 
 def _batch_norm(operation: _Operation) -> Moments:
     node = operation.node
-    if node._saved_training:
+    if getattr(node, "_saved_training", True):
         raise ValueError(
             f"source: {operation.name} in training mode computes with statistics of the whole batch, so samples have no "
             "gradients of their own and no variance can be measured. Give another layer, or use what needs the task "
@@ -218,7 +218,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(statistics_dtype(tensor))
 
 
-BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 _READERS: dict[str, Callable[[_Operation], Moments]] = {
     "AddmmBackward0": _linear,
     "MmBackward0": _linear,

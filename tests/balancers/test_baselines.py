@@ -204,7 +204,7 @@ def test_dwa_large_ratios_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_dwa_refuses(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature: expected a positive finite number"):
+    with pytest.raises(ValueError, match="temperature: expected a finite number > 0"):
         DynamicWeightAverage(2, temperature)
 
 
