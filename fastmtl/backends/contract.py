@@ -27,6 +27,19 @@ SCHEMAS = {
     "squared_norms": "(Tensor?[] tensors, int tasks) -> Tensor",
     "weighted_sum": "(Tensor?[] tensors, int tasks, Tensor weights) -> Tensor[]",
     "weighted_sum_out": "(Tensor?[] tensors, int tasks, Tensor weights, Tensor(a!)[] out) -> ()",
+    "cross_gram": "(Tensor?[] left, Tensor?[] right) -> Tensor",
+    "sample_gram": "(Tensor?[] grads, Tensor weights) -> Tensor",
+    "linear_moments": ("(Tensor input, Tensor?[] grads, bool bias, bool per_sample, str way) -> (Tensor M, Tensor Q)"),
+    "conv_moments": (
+        "(Tensor input, Tensor?[] grads, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+        "bool transposed, str padding_mode, bool bias, bool per_sample, str way) -> (Tensor M, Tensor Q)"
+    ),
+    "embedding_moments": (
+        "(Tensor indices, Tensor?[] grads, int? padding_idx, bool per_sample, str way) -> (Tensor M, Tensor Q)"
+    ),
+    "norm_moments": (
+        "(Tensor normalized, Tensor?[] grads, int[] parameter_dims, bool bias, bool per_sample) -> (Tensor M, Tensor Q)"
+    ),
     "weigh": "(Tensor[] losses, Tensor weights, Tensor present) -> (Tensor loss, Tensor message)",
     "gradnorm_update": (
         "(Tensor squared_norms, Tensor message, Tensor(a!) weights, Tensor(b!) initial_losses, Tensor(c!) exp_avg, "

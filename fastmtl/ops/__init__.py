@@ -2,6 +2,7 @@
 
 import fastmtl.ops.library  # noqa: F401  (registers the operators)
 from fastmtl.ops.gradnorm import GradNormState, gradnorm_state, gradnorm_update
+from fastmtl.ops.layers import conv_moments, embedding_moments, linear_moments, norm_moments
 from fastmtl.ops.lists import gram, squared_norms, weighted_sum
 from fastmtl.ops.message import weigh, with_scale
 from fastmtl.ops.selection import use_backend
@@ -9,9 +10,13 @@ from fastmtl.ops.sums import sum_moments, sum_norms
 
 __all__ = [
     "GradNormState",
+    "conv_moments",
+    "embedding_moments",
     "gradnorm_state",
     "gradnorm_update",
     "gram",
+    "linear_moments",
+    "norm_moments",
     "squared_norms",
     "sum_moments",
     "sum_norms",

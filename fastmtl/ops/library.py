@@ -33,6 +33,19 @@ def _fake_squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     return first.new_empty((tasks,), dtype=statistics_dtype(first))
 
 
+def _fake_cross_gram(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> Tensor:
+    first = present_of(left)[0]
+    return first.new_empty((len(left), len(right)), dtype=statistics_dtype(first))
+
+
+def _fake_sample_gram(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+    return _fake_gram(grads, len(grads))
+
+
+def _fake_layer_moments(inputs: Tensor, grads: Sequence[Tensor | None], *_: object) -> tuple[Tensor, Tensor]:
+    return _fake_gram(grads, len(grads)), _fake_gram(grads, len(grads))
+
+
 def _fake_weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
     return [empty_total(column) for column in columns(tensors, tasks)]
 
@@ -54,6 +67,12 @@ FAKES: dict[str, Callable[..., Any]] = {
     "squared_norms": _fake_squared_norms,
     "weighted_sum": _fake_weighted_sum,
     "weighted_sum_out": _fake_nothing,
+    "cross_gram": _fake_cross_gram,
+    "sample_gram": _fake_sample_gram,
+    "linear_moments": _fake_layer_moments,
+    "conv_moments": _fake_layer_moments,
+    "embedding_moments": _fake_layer_moments,
+    "norm_moments": _fake_layer_moments,
     "weigh": _fake_weigh,
     "gradnorm_update": _fake_nothing,
 }

@@ -8,12 +8,26 @@ from __future__ import annotations
 import torch
 
 from fastmtl.backends.reference.gradnorm import gradnorm_update, weigh
+from fastmtl.backends.reference.layers import (
+    conv_moments,
+    cross_gram,
+    embedding_moments,
+    linear_moments,
+    norm_moments,
+    sample_gram,
+)
 from fastmtl.backends.reference.lists import gram, squared_norms, weighted_sum, weighted_sum_out
 from fastmtl.backends.reference.sums import sum_moments, sum_norms
 
 __all__ = [
+    "conv_moments",
+    "cross_gram",
+    "embedding_moments",
     "gradnorm_update",
     "gram",
+    "linear_moments",
+    "norm_moments",
+    "sample_gram",
     "squared_norms",
     "sum_moments",
     "sum_norms",

@@ -1,0 +1,162 @@
+"""M and Q of a layer that is a sum of outer products, from pairs of positions or from formed gradients.
+
+    pairs   sum_{s,s'} <a_s, a_s'> <delta_ks, delta_js'>   (Goodfellow 2015, arXiv 1510.01799; Li et al. 2021,
+                                                            arXiv 2110.05679)
+    form    the weight gradients, a few rows of all tasks at a time
+
+Sums over the positions of each sample give Q, over all positions of the batch M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastmtl.backends.layer_moments import cost
+from fastmtl.backends.layer_moments.factors import Block, Factors, blocks, joined, parted, times
+from fastmtl.backends.layer_moments.primitives import Primitives
+
+Forming: TypeAlias = Callable[[bool], tuple[Tensor, Tensor | None]]  # as `by_forming` with its first two arguments
+
+
+def moments(
+    primitives: Primitives, factors: Factors, form: Forming, way: str, per_sample: bool
+) -> tuple[Tensor, Tensor]:
+    """M and Q; Q is NaN unless ``per_sample`` is set."""
+    sizes = factors.sizes
+    plan = cost.plan(factors, way, per_sample)
+    M = Q = None
+    if plan.samples == "pairs":
+        Q = samples_by_pairs(primitives, factors)
+    if plan.batch == "pairs":
+        M = batch_by_pairs(primitives, factors)
+    if "form" in (plan.samples, plan.batch):
+        formed_M, formed_Q = form(plan.samples == "form")
+        M = formed_M if M is None else M
+        Q = formed_Q if Q is None else Q
+    assert M is not None
+    return M, torch.full_like(M, torch.nan) if Q is None else Q.mul_(sizes.batch)
+
+
+def samples_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
+    """sum_b <c_kb, c_jb> from the pairs of positions of each sample."""
+    sizes = factors.sizes
+    total: Tensor | None = None
+    for block in blocks(sizes.batch, cost.samples_of_block(factors)):
+        gram = factors.sample_input_gram(block)
+        if sizes.positions == sizes.groups == 1:
+            rows = [None if grad is None else grad[:, 0, 0] for grad in factors.grads(block)]
+            part = primitives.sample_gram(rows, gram.flatten())
+        else:
+            products = (times(gram, grad.to(factors.dtype)) for grad in factors.grads(block) if grad is not None)
+            part = _crossed(primitives, products, factors, block)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return _symmetric(total)
+
+
+def batch_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
+    """<sum_b c_kb, sum_b c_jb> from all pairs of positions of the batch, whose order does not matter."""
+    sizes = factors.sizes
+    total: Tensor | None = None
+    parts = blocks(sizes.batch, cost.samples_of_square(factors))
+    for i, left in enumerate(parts):
+        for right in parts[i:]:
+            gram = factors.input_gram(left, right)
+            products = (
+                parted(times(gram, joined(grad.to(factors.dtype))), left.samples)
+                for grad in factors.grads(right)
+                if grad is not None
+            )
+            part = _crossed(primitives, products, factors, left, whole=left != right)
+            part = part + part.T if left != right else _symmetric(part)
+            total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def _crossed(
+    primitives: Primitives, products: Iterable[Tensor], factors: Factors, block: Block, whole: bool = False
+) -> Tensor:
+    """<product_k, delta_j> for j >= k (all j where ``whole``); one product at a time is in memory."""
+    grads = factors.grads(block)
+    present = [task for task, grad in enumerate(grads) if grad is not None]
+    rows: dict[int, Tensor] = {}
+    for task, product in zip(present, products, strict=True):
+        right = grads if whole else [grad if other >= task else None for other, grad in enumerate(grads)]
+        rows[task] = primitives.cross_gram([product], right)
+    zeros = torch.zeros_like(rows[present[0]])
+    return torch.cat([rows.get(task, zeros) for task in range(len(grads))])
+
+
+def _symmetric(upper: Tensor) -> Tensor:
+    """The matrix whose upper triangle is that of ``upper``."""
+    return upper.triu() + upper.triu(1).T
+
+
+def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tuple[Tensor, Tensor | None]:
+    """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, from formed gradients."""
+    sizes = factors.sizes
+    M: Tensor | None = None
+    Q: Tensor | None = None
+    tile, samples = cost.rows_and_samples(factors, per_sample)
+    for first in range(0, sizes.outputs, tile):
+        rows = slice(first, min(first + tile, sizes.outputs))
+
+        def part(block: Block, rows: slice = rows) -> list[Tensor | None]:
+            inputs = factors.inputs(block)
+            inputs = inputs if per_sample else joined(inputs)
+            return [_formed(factors, grad, rows, inputs, per_sample) for grad in factors.grads(block)]
+
+        M, Q = _added(M, Q, by_summing(primitives, part, blocks(sizes.batch, samples), per_sample))
+    if factors.bias:
+        positions = sizes.groups * sizes.outputs * sizes.tasks
+
+        def bias(block: Block) -> list[Tensor | None]:
+            return [None if grad is None else grad.sum(2, dtype=factors.dtype) for grad in factors.grads(block)]
+
+        parts = blocks(sizes.batch, sizes.memory // positions)
+        M, Q = _added(M, Q, by_summing(primitives, bias, parts, per_sample))
+    assert M is not None
+    return M, Q
+
+
+def _formed(factors: Factors, grad: Tensor | None, rows: slice, inputs: Tensor, per_sample: bool) -> Tensor | None:
+    """Some rows of a weight gradient: of each sample, or [1, ...] of all of them."""
+    if grad is None:
+        return None
+    grad = grad[..., rows].to(factors.dtype)
+    if per_sample:
+        return grad.transpose(-1, -2) @ inputs
+    return (joined(grad).transpose(-1, -2) @ inputs).unsqueeze(0)
+
+
+def _added(
+    M: Tensor | None, Q: Tensor | None, more: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    more_M, more_Q = more
+    return more_M if M is None else M + more_M, more_Q if Q is None or more_Q is None else Q + more_Q
+
+
+def by_summing(
+    primitives: Primitives, part: Callable[[Block], list[Tensor | None]], parts: list[Block], per_sample: bool
+) -> tuple[Tensor, Tensor | None]:
+    """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, of the contributions ``part(block)``: T of [samples, ...]."""
+    Q: Tensor | None = None
+    sums: list[Tensor | None] = []
+    for block in parts:
+        contributions = part(block)
+        tasks = len(contributions)
+        if per_sample:
+            products = primitives.gram(contributions, tasks)
+            Q = products if Q is None else Q + products
+        summed = [None if c is None else c.squeeze(0) if c.shape[0] == 1 else c.sum(0) for c in contributions]
+        sums = (
+            summed
+            if not sums
+            else [None if a is None or b is None else a + b for a, b in zip(sums, summed, strict=True)]
+        )
+    return primitives.gram(sums, tasks), Q
