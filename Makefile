@@ -60,8 +60,10 @@ $(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*/*.* 
 	$(BIN)/python -m pip install -q --no-build-isolation -e .
 	touch $@
 
+# BackPACK, which the moments are compared with, asks for torchvision, which would replace torch: it works without.
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
+	$(BIN)/python -m pip install -q --no-deps backpack-for-pytorch==1.7.1 unfoldNd==0.2.3 einops==0.8.2
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""A whole training step with GradNorm against equal weighting: time and peak memory.
+"""A whole training step with GradNorm and MaxGNR against equal weighting: time and peak memory.
 
 Backbone like ResNet-18 at half width (2.8 M parameters, GroupNorm), batch 8, 64x64 images, features 256 x 8 x 8, T
 dense heads.
@@ -108,6 +108,8 @@ class Training:
             "FixedWeights": self.balanced(fastmtl.FixedWeights(tasks)),
             "GradNorm, features": self.balanced(fastmtl.GradNorm(tasks, alpha=1.5)),
             "GradNorm, last conv layer": self.balanced(fastmtl.GradNorm(tasks, alpha=1.5, source=last.conv2)),
+            "MaxGNR, features": self.balanced(fastmtl.MaxGNR(tasks, source="features")),
+            "MaxGNR, last conv layer": self.balanced(fastmtl.MaxGNR(tasks, source=last.conv2)),
             "GradNorm, a backward a task": self.one_backward_a_task(fastmtl.GradNorm(tasks, alpha=1.5)),
         }
 

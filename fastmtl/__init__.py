@@ -1,7 +1,15 @@
 """fastmtl: task weighting for multi-task training, measured inside the one ordinary backward."""
 
 from fastmtl import ops
-from fastmtl.balancers import Balancer, DynamicWeightAverage, FixedWeights, GradNorm, UncertaintyWeighting
+from fastmtl.balancers import (
+    Balancer,
+    DynamicWeightAverage,
+    FixedWeights,
+    GradientStatistics,
+    GradNorm,
+    MaxGNR,
+    UncertaintyWeighting,
+)
 from fastmtl.version import __version__
 
 __all__ = [
@@ -9,6 +17,8 @@ __all__ = [
     "DynamicWeightAverage",
     "FixedWeights",
     "GradNorm",
+    "GradientStatistics",
+    "MaxGNR",
     "UncertaintyWeighting",
     "__version__",
     "ops",

@@ -91,11 +91,15 @@ def test_tiny_run_of_every_method(tmp_path):
     below_header = shown.getvalue().partition("accuracy")[2].splitlines()
     assert [line.split()[0] for line in below_header if line.startswith(METHODS)] == list(METHODS)
     assert "torch" in shown.getvalue() and "threads" in shown.getvalue()
-    assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("weights.png", "noise.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     saved = json.loads((tmp_path / "results.json").read_text())
     assert [result["method"] for result in saved["results"]] == list(METHODS)
     assert set(saved["step_times"]["default"]) == set(METHODS)
-    assert set(saved["step_times"]["reference"]) == {"gradnorm"}
+    assert set(saved["step_times"]["reference"]) == {"gradnorm", "maxgnr"}
+    noise = {result["method"]: result["noise"] for result in saved["results"]}
+    assert {method for method in METHODS if noise[method]} == {"maxgnr"}
+    assert all(len(noise["maxgnr"][what][task]) == 2 for what in ("gnr", "variance") for task in TASKS)
     assert all(len(result["weights"][task]) == 3 for result in saved["results"] for task in TASKS)
 
 

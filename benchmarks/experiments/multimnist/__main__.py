@@ -31,7 +31,7 @@ def _parse_methods(text: str) -> tuple[str, ...]:
 def run(
     methods: tuple[str, ...], settings: Settings, output: Path, console: Console, timing_rounds: int = TIMING_ROUNDS
 ) -> list[Result]:
-    """Train with each method, time the steps, print the table and write results.json and weights.png to ``output``."""
+    """Train with each method, time the steps, print the table and write results.json and pictures to ``output``."""
     output.mkdir(parents=True, exist_ok=True)
     train_digits, test_digits = data.split(data.load_digits(), settings.seed)
     held_out = data.held_out_pairs(test_digits, settings.held_out_pairs, settings.seed)
@@ -61,7 +61,10 @@ def run(
     say(f"\n{report.notes(settings, times)}")
     report.save_results(output / "results.json", results, times, settings)
     report.save_picture(output / "weights.png", results, settings)
-    say(f"\nWritten: {output / 'results.json'}, {output / 'weights.png'} (weights over time)", soft_wrap=True)
+    written = [f"{output / 'results.json'}", f"{output / 'weights.png'} (weights over time)"]
+    if report.save_noise_picture(output / "noise.png", results, settings):
+        written.append(f"{output / 'noise.png'} (GNR and variance over time)")
+    say(f"\nWritten: {', '.join(written)}", soft_wrap=True)
     return results
 
 
@@ -74,7 +77,7 @@ def main(
     alpha: Annotated[float, typer.Option(min=0, help="GradNorm's pull of slow tasks.")] = DEFAULTS.alpha,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the pairs and the first weights.")] = DEFAULTS.seed,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch; the same number repeats bit for bit.")] = 2,
-    output: Annotated[Path, typer.Option(help="Folder for results.json and weights.png.")] = Path("results/demo"),
+    output: Annotated[Path, typer.Option(help="Folder for results.json and pictures.")] = Path("results/demo"),
 ) -> None:
     """Train MultiMNIST with each weighting method and compare them on held-out digits."""
     torch.set_num_threads(threads)

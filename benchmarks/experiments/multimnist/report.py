@@ -30,6 +30,7 @@ LAYERS = dict(zip(TASKS, (3, 4, 2), strict=True))
 def title_of(method: str, settings: Settings) -> str:
     """The method as readers call it."""
     names = {"equal": "equal weights", "uncertainty": "uncertainty weighting", "dwa": "dynamic weight average"}
+    names["maxgnr"] = "MaxGNR (last shared layer, relative)"
     return names.get(method, rf"GradNorm ({settings.source}, $\alpha$ = {settings.alpha:g})")
 
 
@@ -81,7 +82,8 @@ def notes(settings: Settings, times: StepTimes) -> str:
     return (
         f"One run a method, all from the same first weights and on the same batches (seed {settings.seed}, "
         f"{settings.epochs} epochs, {settings.steps} steps). Losses are unweighted; rec. error: squared error of the "
-        f"reconstruction, summed over an image. GradNorm: source {settings.source}, alpha {settings.alpha:g}.\n"
+        f"reconstruction, summed over an image. GradNorm: source {settings.source}, alpha {settings.alpha:g}. MaxGNR: last "
+        f"shared layer, relative objective.\n"
         f"Step time: a whole training step as a multiple of the one with equal weights ({times.baseline_ms:.1f} ms): "
         f"median, below it the quartiles, over the quieter half of {times.rounds} rounds in which all took turns. The row "
         f"{BASELINE!r} is a second copy of the same, so it shows the noise. Methods that measure gradients are also "
@@ -104,16 +106,33 @@ def save_results(path: Path, results: list[Result], times: StepTimes, settings: 
 
 def save_picture(path: Path, results: list[Result], settings: Settings) -> None:
     """The weights over time, a panel a method, all on the same axes."""
-    columns = min(2, len(results))
-    rows = -(-len(results) // columns)
+    panels = {title_of(result.method, settings): result.weights for result in results}
+    _save_curves(path, panels, settings, "task weight (logarithmic)", same_axis=True)
+
+
+def save_noise_picture(path: Path, results: list[Result], settings: Settings) -> bool:
+    """GNR and per-sample gradient variance over time, where a method measured them; whether one did."""
+    names = {"gnr": "gradient-to-noise ratio in the update", "variance": "per-sample gradient variance"}
+    panels = {names[what]: values for result in results for what, values in result.noise.items()}
+    if panels:
+        _save_curves(path, panels, settings, "last shared layer (logarithmic)", same_axis=False)
+    return bool(panels)
+
+
+def _save_curves(
+    path: Path, panels: dict[str, dict[str, list[float]]], settings: Settings, label: str, *, same_axis: bool
+) -> None:
+    """Curves by task over the epochs, a panel each."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 0.7 + 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis, result in zip(axes.flat, results, strict=False):
-        for task, values in result.weights.items():
+    axes = figure.subplots(rows, columns, sharex=True, sharey=same_axis, squeeze=False)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for task, values in curves.items():
             epochs = [step * settings.epochs / settings.steps for step in range(len(values))]
             style = {"color": COLORS[task], "linewidth": WIDTHS[task], "zorder": LAYERS[task]}
             axis.plot(epochs, values, STYLES[task], label=task, **style)
-        axis.set_title(title_of(result.method, settings), fontsize=11)
+        axis.set_title(title, fontsize=11)
         axis.set_yscale("log")
         axis.grid(color="0.9", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -121,10 +140,10 @@ def save_picture(path: Path, results: list[Result], settings: Settings) -> None:
         axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axis in list(axes.flat)[len(results) :]:
+    for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("task weight (logarithmic)", fontsize=10)
+    figure.supylabel(label, fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(TASKS), frameon=False)
     figure.savefig(path, dpi=150)

@@ -14,8 +14,9 @@ from benchmarks.experiments.multimnist.model import CLASSIFICATION, KINDS, TASKS
 
 SourceName: TypeAlias = Literal["features", "layer"]
 
-METHODS = ("equal", "uncertainty", "dwa", "gradnorm")
-MEASURING = ("gradnorm",)  # methods that measure gradients
+METHODS = ("equal", "uncertainty", "dwa", "gradnorm", "maxgnr")
+MEASURING = ("gradnorm", "maxgnr")  # methods that measure gradients
+NOISE = ("gnr", "variance")  # what MaxGNR measures besides
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Result:
     accuracy: dict[str, float]
     loss: dict[str, float]
     weights: dict[str, list[float]]  # before the first step and after each
+    noise: dict[str, dict[str, list[float]]]  # of `NOISE`, after each step; empty where they are not measured
 
 
 def make_balancer(method: str, model: MultiMNISTNet, settings: Settings) -> fastmtl.Balancer:
@@ -63,6 +65,8 @@ def make_balancer(method: str, model: MultiMNISTNet, settings: Settings) -> fast
     if method == "gradnorm":
         source = "features" if settings.source == "features" else model.last_shared_layer
         return fastmtl.GradNorm(TASKS, alpha=settings.alpha, source=source, lr=settings.weight_lr)
+    if method == "maxgnr":
+        return fastmtl.MaxGNR(TASKS, source=model.last_shared_layer)
     raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 
@@ -104,16 +108,25 @@ def train(
     """
     trainer = Trainer(method, settings)
     weights = [trainer.balancer.weights.tolist()]
+    noise: dict[str, list[list[float]]] = {what: [] for what in NOISE}
     for epoch in range(settings.epochs):
         for batch in training_pairs(digits, settings.train_pairs, settings.seed, epoch).batches(settings.batch_size):
             trainer.step(batch)
             weights.append(trainer.balancer.weights.tolist())
+            if isinstance(trainer.balancer, fastmtl.MaxGNR):
+                for what in NOISE:
+                    noise[what].append(getattr(trainer.balancer, what).tolist())
             after_step()
         trainer.balancer.end_epoch()
     weights[-1] = trainer.balancer.weights.tolist()  # some methods change them at the end of an epoch
     accuracy, loss = evaluate(trainer.model, held_out, settings.batch_size)
-    by_task = {task: list(values) for task, values in zip(TASKS, zip(*weights, strict=True), strict=True)}
-    return Result(method, accuracy, loss, by_task)
+    measured = {what: _by_task(steps) for what, steps in noise.items() if steps}
+    return Result(method, accuracy, loss, _by_task(weights), measured)
+
+
+def _by_task(steps: list[list[float]]) -> dict[str, list[float]]:
+    """[steps][T] values as a list for each task."""
+    return {task: list(values) for task, values in zip(TASKS, zip(*steps, strict=True), strict=True)}
 
 
 @torch.no_grad()
