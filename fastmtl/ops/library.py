@@ -56,6 +56,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "weighted_sum_out": _fake_nothing,
     "weigh": _fake_weigh,
     "gradnorm_update": _fake_nothing,
+    "gnr_update": _fake_nothing,
 }
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import torch
 
+from fastmtl.backends.reference.gnr import gnr_update
 from fastmtl.backends.reference.gradnorm import gradnorm_update, weigh
 from fastmtl.backends.reference.lists import gram, squared_norms, weighted_sum, weighted_sum_out
 from fastmtl.backends.reference.sums import sum_moments, sum_norms
 
 __all__ = [
+    "gnr_update",
     "gradnorm_update",
     "gram",
     "squared_norms",
