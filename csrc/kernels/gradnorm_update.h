@@ -4,11 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define FASTMTL_HD __host__ __device__
-#else
-#define FASTMTL_HD
-#endif
+#include "team.h"
 
 namespace fastmtl {
 

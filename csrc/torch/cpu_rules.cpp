@@ -23,13 +23,6 @@ double scalar_of(const Tensor& tensor, const Label& label) {
   return value;
 }
 
-void check(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
-  check_cpu(tensor, name);
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", text(type), ", got ", text(tensor.scalar_type()));
-  STD_TORCH_CHECK(equal(tensor.sizes(), shape), name, ": expected shape ", text(Shape(shape)), ", got ",
-                  text(tensor.sizes()));
-}
-
 std::tuple<Tensor, Tensor> weigh_op(const std::vector<Tensor>& losses, const Tensor& weights, const Tensor& present) {
   const int64_t tasks = losses.size();
   STD_TORCH_CHECK(tasks >= 1, "losses: expected at least one tensor, got none");
@@ -64,14 +57,6 @@ std::tuple<Tensor, Tensor> weigh_op(const std::vector<Tensor>& losses, const Ten
     *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(sum);
   }
   return {loss, message};
-}
-
-// A state tensor: changed in place, so it must be plain memory.
-template <class T>
-T* state(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
-  check(tensor, name, type, std::move(shape));
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-  return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 void gradnorm_update_op(const Tensor& squared_norms, const Tensor& message, const Tensor& weights,

@@ -196,4 +196,19 @@ auto with_type(const Tensor& tensor, const Call& call) {
   return tensor.scalar_type() == ScalarType::Double ? call(double{}) : call(float{});
 }
 
+inline void check(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
+  check_cpu(tensor, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", text(type), ", got ", text(tensor.scalar_type()));
+  STD_TORCH_CHECK(equal(tensor.sizes(), shape), name, ": expected shape ", text(Shape(shape)), ", got ",
+                  text(tensor.sizes()));
+}
+
+// A state tensor: changed in place, so it must be plain memory.
+template <class T>
+T* state(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
+  check(tensor, name, type, std::move(shape));
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
 }  // namespace fastmtl

@@ -47,6 +47,11 @@ SCHEMAS = {
         "Tensor(i!) counters, Tensor(j!) task_counters, float alpha, float lr, bool adam, float beta1, float beta2, "
         "float eps, float min_weight) -> ()"
     ),
+    "gnr_update": (
+        "(Tensor M, Tensor? Q, Tensor message, Tensor(a!) weights, Tensor(b!) moments, Tensor(c!) averages, "
+        "Tensor(d!) shares, Tensor(e!) samples, Tensor(f!) counters, Tensor(g!) task_counters, int batch, "
+        "int accumulation, bool loss_sum, str objective, float decay, float step, float floor) -> ()"
+    ),
 }
 
 

@@ -84,3 +84,8 @@ def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[T
 def gradnorm_update(*arguments: Any) -> None:
     """One step of GradNorm's weights; arguments as of `fastmtl.backends.reference.gradnorm_update`."""
     _ops().gradnorm_update(*arguments)
+
+
+def gnr_update(*arguments: Any) -> None:
+    """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
+    _ops().gnr_update(*arguments)

@@ -48,7 +48,7 @@ class NoiseBalancer(MeasuringBalancer):
         super().__init__(tasks, source=source, statistics=statistics, update_every=update_every)
         self.objective: Objective = objective
         self.ema = fraction("ema", ema, zero=True, one=False)
-        self.step = fraction("step", step, zero=True, one=True)
+        self.step = fraction("step", step, zero=False, one=True)
         self.floor = None if floor is None else fraction("floor", floor, zero=False, one=True)
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"loss_reduction: expected 'mean' or 'sum', got {loss_reduction!r}")
@@ -143,7 +143,7 @@ class NoiseBalancer(MeasuringBalancer):
         """
         signal, covariance, _ = self._averaged("noise_scale")
         variance, squared = covariance.diagonal().clamp_min(0), signal.diagonal()
-        return torch.where(squared > 0, variance / squared, torch.inf * torch.ones_like(squared)).float()
+        return torch.where(squared <= 0, torch.inf, variance / squared).float()
 
     @property
     def cosines(self) -> Tensor:

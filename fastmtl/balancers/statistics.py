@@ -44,7 +44,7 @@ class GradientStatistics(NoiseBalancer):
             statistics="moments" if has_samples(source) else "gram",
             objective="none",
             ema=ema,
-            step=0.0,
+            step=1.0,  # of weights that do not move
             floor=None,
             loss_reduction=loss_reduction,
             accumulation_steps=accumulation_steps,

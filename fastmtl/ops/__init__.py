@@ -1,6 +1,7 @@
 """Functions on gradients that the caller already has; what the balancers are made of."""
 
 import fastmtl.ops.library  # noqa: F401  (registers the operators)
+from fastmtl.ops.gnr import GNRState, covariance, gnr_state, gnr_update, gradient_noise_ratio
 from fastmtl.ops.gradnorm import GradNormState, gradnorm_state, gradnorm_update
 from fastmtl.ops.layers import conv_moments, embedding_moments, linear_moments, norm_moments
 from fastmtl.ops.lists import gram, squared_norms, weighted_sum
@@ -9,9 +10,14 @@ from fastmtl.ops.selection import use_backend
 from fastmtl.ops.sums import sum_moments, sum_norms
 
 __all__ = [
+    "GNRState",
     "GradNormState",
     "conv_moments",
+    "covariance",
     "embedding_moments",
+    "gnr_state",
+    "gnr_update",
+    "gradient_noise_ratio",
     "gradnorm_state",
     "gradnorm_update",
     "gram",

@@ -75,6 +75,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "norm_moments": _fake_layer_moments,
     "weigh": _fake_weigh,
     "gradnorm_update": _fake_nothing,
+    "gnr_update": _fake_nothing,
 }
 
 

@@ -17,6 +17,7 @@ from fastmtl.backends import reference
 from fastmtl.backends.contract import DTYPES, SCHEMAS
 from fastmtl.ops.selection import BACKENDS
 from fastmtl.testing.case import Case, Outcome, map_tensors
+from fastmtl.testing.gnr import gnr_cases
 from fastmtl.testing.gradnorm import update_cases, weigh_case
 from fastmtl.testing.grads import list_cases, sum_cases
 
@@ -35,6 +36,7 @@ def cases() -> Iterator[Case]:
         yield weigh_case(dtype, 3, 2.0)
         yield weigh_case(dtype, 3, float("nan"))
     yield from update_cases()
+    yield from gnr_cases()
 
 
 def _changed_in_place(op: str) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from fastmtl.backends.reference.gnr import gnr_update
 from fastmtl.backends.reference.gradnorm import gradnorm_update, weigh
 from fastmtl.backends.reference.layers import (
     conv_moments,
@@ -23,6 +24,7 @@ __all__ = [
     "conv_moments",
     "cross_gram",
     "embedding_moments",
+    "gnr_update",
     "gradnorm_update",
     "gram",
     "linear_moments",

@@ -1,0 +1,21 @@
+// The threads that run one kernel together: loops go from rank() in steps of size(), and sync() makes what one wrote
+// visible to all. A block of a GPU is one team; the CPU runs the same code alone.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define FASTMTL_HD __host__ __device__
+#else
+#define FASTMTL_HD
+#endif
+
+namespace fastmtl {
+
+struct TeamOfOne {
+  FASTMTL_HD int64_t rank() const { return 0; }
+  FASTMTL_HD int64_t size() const { return 1; }
+  FASTMTL_HD void sync() const {}
+};
+
+}  // namespace fastmtl
