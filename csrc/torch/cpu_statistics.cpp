@@ -1,22 +1,9 @@
 // Sums and statistics of gradients, and weighted sums.
 #include "../kernels/cpu/moments.h"
-#include "tensors.h"
+#include "statistics.h"
 
 namespace fastmtl {
 namespace {
-
-// Statistics leave the kernels in double.
-Tensor statistics(const Tensor& like, std::vector<int64_t> shape, const std::vector<double>& values) {
-  const bool wide = like.scalar_type() == ScalarType::Double;
-  Tensor result = torch::stable::new_empty(like, shape, wide ? ScalarType::Double : ScalarType::Float);
-  if (wide) {
-    std::copy(values.begin(), values.end(), static_cast<double*>(result.mutable_data_ptr()));
-  } else {
-    std::transform(values.begin(), values.end(), static_cast<float*>(result.mutable_data_ptr()),
-                   [](double value) { return static_cast<float>(value); });
-  }
-  return result;
-}
 
 const TensorColumn& checked(const TensorColumn& column) {
   STD_TORCH_CHECK(!column.empty(), "grads: expected at least one tensor, got none");
@@ -91,26 +78,6 @@ Tensor squared_norms_op(const OptionalTensors& tensors, int64_t tasks) {
     squared_norms<decltype(zero)>(chosen, torch_threads(), columns, tasks, result.data());
   });
   return statistics(*like, {tasks}, result);
-}
-
-template <class S>
-std::vector<S> weights_as(const Tensor& weights) {
-  std::vector<S> values(weights.numel());
-  const void* data = weights.const_data_ptr();
-  for (size_t k = 0; k < values.size(); ++k) {
-    const int64_t at = static_cast<int64_t>(k) * weights.stride(0);
-    values[k] = static_cast<S>(weights.scalar_type() == ScalarType::Double ? static_cast<const double*>(data)[at]
-                                                                           : static_cast<const float*>(data)[at]);
-  }
-  return values;
-}
-
-void check_weights(const Tensor& weights, int64_t tasks) {
-  check_cpu(weights, "weights");
-  STD_TORCH_CHECK(weights.dim() == 1 && weights.numel() == tasks, "weights: expected shape [", tasks, "], got ",
-                  text(weights.sizes()));
-  STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float || weights.scalar_type() == ScalarType::Double,
-                  "weights: expected float32 or float64, got ", text(weights.scalar_type()));
 }
 
 void run_weighted_sum(const std::vector<TensorColumn>& columns, int64_t tasks, const Tensor& weights,

@@ -54,6 +54,9 @@ SCHEMAS = {
     ),
 }
 
+# Made of the other ops and of matrix products, by `layer_moments`: the same code for every backend.
+COMPOSED = ("linear_moments", "conv_moments", "embedding_moments", "norm_moments")
+
 
 def present_of(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     """The gradients that arrived."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmtl.backends.layer_moments import LayerMoments, Primitives
+
 LIBRARY = Path(__file__).resolve().parent.parent / "_C_cpu.so"
 
 
@@ -74,6 +76,23 @@ def weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) 
 def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor, out: Sequence[Tensor]) -> None:
     """As `weighted_sum`, into ``out``; ``out[n]`` may be one of the gradients that it is the sum of."""
     _ops().weighted_sum_out(tensors, tasks, weights, out)
+
+
+def cross_gram(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> Tensor:
+    """Inner products of tensors of one shape: [len(left), len(right)]."""
+    return _ops().cross_gram(left, right)
+
+
+def sample_gram(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+    """sum_b weights_b <g_kb, g_jb> of T gradients [B, ...]."""
+    return _ops().sample_gram(grads, weights)
+
+
+_layers = LayerMoments(Primitives(gram, cross_gram, sample_gram))
+linear_moments = _layers.linear_moments
+conv_moments = _layers.conv_moments
+embedding_moments = _layers.embedding_moments
+norm_moments = _layers.norm_moments
 
 
 def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from fastmtl.testing.case import Case, Outcome, map_tensors
 from fastmtl.testing.gnr import gnr_cases
 from fastmtl.testing.gradnorm import update_cases, weigh_case
 from fastmtl.testing.grads import list_cases, sum_cases
+from fastmtl.testing.layers import layer_cases, product_cases
 
 __all__ = ["Case", "Outcome", "cases", "check", "map_tensors", "run"]
 
@@ -31,6 +32,8 @@ def cases() -> Iterator[Case]:
             yield from sum_cases(op, dtype)
         for op in ("gram", "squared_norms", "weighted_sum", "weighted_sum_out"):
             yield from list_cases(op, dtype)
+        yield from product_cases(dtype)
+        yield from layer_cases(dtype)
         for tasks in (1, 3, 64):
             yield weigh_case(dtype, tasks)
         yield weigh_case(dtype, 3, 2.0)

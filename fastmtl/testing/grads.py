@@ -50,9 +50,10 @@ LAYOUTS: dict[str, Sequence[Callable[[Tensor], Tensor]]] = {
 }
 
 
-def _grads(
+def made_grads(
     generator: torch.Generator, tasks: int, shape: Sequence[int], dtype: torch.dtype, layout: str, missing: bool = False
 ) -> Grads:
+    """T gradients in the forms of a layout; with ``missing``, every third one is None."""
     forms = LAYOUTS[layout]
     made: Grads = [forms[k % len(forms)](randn(generator, shape, dtype, 1.0 + k % 3)) for k in range(tasks)]
     return [None if missing and k % 3 == 1 else grad for k, grad in enumerate(made)]
@@ -61,7 +62,7 @@ def _grads(
 def _lists(
     generator: torch.Generator, tasks: int, lengths: Sequence[int], dtype: torch.dtype, missing: bool = False
 ) -> Grads:
-    per_task = [_grads(generator, tasks, (length,), dtype, "contiguous") for length in lengths]
+    per_task = [made_grads(generator, tasks, (length,), dtype, "contiguous") for length in lengths]
     flat = [column[task] for task in range(tasks) for column in per_task]
     return [None if missing and index % 5 == 2 else grad for index, grad in enumerate(flat)]
 
@@ -70,7 +71,7 @@ def sum_cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
     """Cases of the ops over T tensors with a batch dimension."""
 
     def case(name: str, tasks: int, shape: Sequence[int], layout: str, missing: bool = False) -> Case:
-        return Case(op, name, dtype, lambda generator: [_grads(generator, tasks, shape, dtype, layout, missing)])
+        return Case(op, name, dtype, lambda generator: [made_grads(generator, tasks, shape, dtype, layout, missing)])
 
     for tasks in (1, 2, 3, 10, 17, 64):
         yield case(f"T{tasks}", tasks, (3, 5, 7, 11), "contiguous")
@@ -112,7 +113,7 @@ def list_cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
     for layout in LAYOUTS:
 
         def strided(generator: torch.Generator, layout: str = layout) -> list[Any]:
-            grads = _grads(generator, 3, (4, 8, 6, 5), dtype, layout)
+            grads = made_grads(generator, 3, (4, 8, 6, 5), dtype, layout)
             return with_out(grads, 3, [grads, 3, *extra(3, generator)])
 
         yield Case(op, f"T3-{layout}", dtype, strided)

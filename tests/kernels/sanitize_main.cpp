@@ -10,6 +10,7 @@
 
 #include "../../csrc/kernels/cpu/lists.h"
 #include "../../csrc/kernels/cpu/moments.h"
+#include "../../csrc/kernels/cpu/products.h"
 #include "../../csrc/kernels/gradnorm_update.h"
 
 using namespace fastmtl;
@@ -80,10 +81,14 @@ void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t c
   char* total = allocate();
   problem.total = order.view(total, dtype, plain);
   std::vector<double> M(tasks * tasks), Q(tasks * tasks), G(tasks * tasks), norms(tasks), more(tasks);
+  std::vector<double> crossed(tasks * tasks), weighted(tasks * tasks);
   sum_moments<S>(isa, parallel, problem, M.data(), Q.data());
   gram<S>(isa, parallel, {column}, tasks, G.data());
   squared_norms<S>(isa, parallel, {column, column}, tasks, norms.data());
   sum_norms<S>(isa, parallel, column, flat.view(total, dtype, plain), more.data());
+  cross_gram<S>(isa, parallel, column, column, crossed.data());
+  const std::vector<S> halved(samples, S(0.5));
+  sample_gram<S>(isa, parallel, {problem.grads, positions}, samples, halved.data(), weighted.data());
   const std::vector<S> weights(tasks, S(2));
   weighted_sum<S>(isa, parallel, {column}, tasks, weights.data(), {flat.view(allocate(), dtype, plain)});
   if (!halves && !strided)  // in place
@@ -94,6 +99,8 @@ void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t c
     if (tasks > 2 && k == 1) expected = 0;
     check(G[k * tasks + k], expected, expected, "gram");
     check(Q[k * tasks + k], samples * expected, samples * expected, "Q");
+    check(crossed[k * tasks + k], expected, expected, "cross_gram");
+    check(weighted[k * tasks + k], 0.5 * expected, expected, "sample_gram");
     check(norms[k], 2 * expected, expected, "squared_norms");
     check(more[k], expected, expected, "sum_norms");
   }

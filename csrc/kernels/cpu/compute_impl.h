@@ -231,6 +231,41 @@ void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, con
   if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
 }
 
+// All products of a few rows on the left with a few on the right: what `visit(tile, i, j)` is called for.
+template <class S, class Visit>
+inline void for_each_cross_tile(int64_t rows, int64_t columns, const Visit& visit) {
+  const Tiling left(rows), right(columns);
+  for (int64_t bi = 0; bi < left.blocks; ++bi) {
+    for (int64_t bj = 0; bj < right.blocks; ++bj)
+      visit(tile_of<S>(left.size(bi), right.size(bj)), left.begin(bi), right.begin(bj), left.size(bi), right.size(bj));
+  }
+}
+
+template <class S>
+void cross(const S* const* left, int64_t rows, const S* const* right, int64_t columns, int64_t count, double* lanes) {
+  const int64_t whole = count - count % kWidth<S>, rest = count - whole;
+  const Ahead<S, kPrefetched> nothing(Prefetch{}, left, 0, 0, 0, nullptr);
+  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+    for_each_cross_tile<S>(rows, columns, [&](Tile<S> tile, int64_t i, int64_t j, int64_t, int64_t) {
+      tile(left + i, right + j, begin, end, lanes + (i * columns + j) * kDoubles, columns, nothing);
+    });
+  });
+  if (rest == 0) return;
+  alignas(64) S padded[2][kTile][kWidth<S>] = {};  // zeros after the rest
+  const S* pointers[2][kTile];
+  for_each_cross_tile<S>(rows, columns, [&](Tile<S> tile, int64_t i, int64_t j, int64_t height, int64_t width) {
+    const auto fill = [&](int side, const S* const* from, int64_t size) {
+      for (int64_t r = 0; r < size; ++r) {
+        std::memcpy(padded[side][r], from[r] + whole, rest * sizeof(S));
+        pointers[side][r] = padded[side][r];
+      }
+    };
+    fill(0, left + i, height);
+    fill(1, right + j, width);
+    tile(pointers[0], pointers[1], 0, 1, lanes + (i * columns + j) * kDoubles, columns, nothing);
+  });
+}
+
 template <class S>
 void square(const S* row, int64_t count, double* lanes) {
   Vector<S> sums[4] = {};
@@ -408,7 +443,8 @@ void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t
 }
 
 template <class S>
-constexpr Compute<S> kCompute = {gram<S>, square<S>, sum<S>, sum_square<S>, sum_accumulate_gram<S>, weighted_sum<S>};
+constexpr Compute<S> kCompute = {gram<S>,        cross<S>, square<S>, sum<S>, sum_square<S>, sum_accumulate_gram<S>,
+                                 weighted_sum<S>};
 
 constexpr Isa make_isa(const char* name) {
   return {name, kDoubles, kCompute<float>, kCompute<double>, load_bf16, load_f16, store_bf16, store_f16};

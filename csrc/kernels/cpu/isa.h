@@ -25,6 +25,9 @@ template <class S>
 struct Compute {
   // lanes[(i * tasks + j)] += <row_i, row_j> for i <= j
   void (*gram)(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& ahead);
+  // lanes[i * columns + j] += <left_i, right_j>
+  void (*cross)(const S* const* left, int64_t rows, const S* const* right, int64_t columns, int64_t count,
+                double* lanes);
   // lanes[0] += <row, row>
   void (*square)(const S* row, int64_t count, double* lanes);
   // out = row_0 + row_1 + ..., in this order

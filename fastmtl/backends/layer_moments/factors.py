@@ -114,8 +114,10 @@ class Factors(ABC):
 
 
 def joined(tensor: Tensor) -> Tensor:
-    """[b, groups, positions, f] as [groups, b * positions, f]."""
-    return tensor.transpose(0, 1).flatten(1, 2)
+    """[b, groups, positions, f] as [groups, b * positions, f]; positions stay innermost in memory where they are."""
+    if tensor.stride(-1) == 1 or tensor.stride(-2) != 1:
+        return tensor.transpose(0, 1).flatten(1, 2)
+    return tensor.permute(1, 3, 0, 2).flatten(2).transpose(-1, -2)
 
 
 def parted(tensor: Tensor, samples: int) -> Tensor:
