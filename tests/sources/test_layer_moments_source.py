@@ -160,7 +160,8 @@ def test_features_before_a_tail(backend: str) -> None:
     targets = [torch.randn(BATCH, 3, 2) for _ in range(TASKS)]
     balancer = GradientStatistics(TASKS, source="features")
     balancer(losses_of(list(balancer.fork(x, tail=tail)), targets)).backward()
-    grads = torch.stack([torch.autograd.grad(loss, x)[0].double() for loss in losses_of([tail(x) for _ in range(TASKS)], targets)])
+    losses = losses_of([tail(x) for _ in range(TASKS)], targets)
+    grads = torch.stack([torch.autograd.grad(loss, x)[0].double() for loss in losses])
     shift = grads.sum(1).flatten(1)
     assert_moments(balancer, (shift @ shift.T, torch.einsum("kbsp,jbsp->kj", grads, grads) * BATCH))
 
