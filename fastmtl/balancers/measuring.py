@@ -31,7 +31,7 @@ class MeasuringBalancer(Balancer):
         self._steps = 0  # counts on for `update_every`
         self._forked = False
         self._token: Tensor | None = None
-        self._places: list[Node] = []  # of the fork that `_token` belongs to: the nodes whose gradients are measured
+        self._places: list[Node] = []  # whose gradients the fork of `_token` measures, until samples were looked at
         self._warned_of_ranks = False
         self._looked_for_mixed_samples = statistics != "moments"
 
@@ -55,8 +55,8 @@ class MeasuringBalancer(Balancer):
                 "balancer.backward(losses, params) in code that cannot fork"
             )
         token, self._token, self._forked = self._token, None, False
-        if token is not None and not torch.compiler.is_compiling():
-            self._warn_of_mixed_samples(batch, token)
+        if token is not None and not self._looked_for_mixed_samples and not torch.compiler.is_compiling():
+            self._warn_of_mixed_samples(batch)
         return self._weigh(batch, token)
 
     def backward(
@@ -148,7 +148,8 @@ class MeasuringBalancer(Balancer):
                     f"features[{index}]: expected on {self.weights.device}, where the balancer is, got "
                     f"{level.device}: call balancer.to({str(level.device)!r})"
                 )
-        if self.statistics == "moments":
+        due = self._due()
+        if due and self.statistics == "moments":
             _check_samples(levels)
         if self._token is not None and not torch.compiler.is_compiling():
             warnings.warn(
@@ -158,7 +159,6 @@ class MeasuringBalancer(Balancer):
         if not torch.compiler.is_compiling():
             self._warn_of_ranks()
         self._token, self._forked = None, False
-        due = self._due()
         structures = self._measured_views(levels, rebuild, tail) if due else super()._views(levels, rebuild, tail)
         self._forked = True
         if not torch.compiler.is_compiling():  # an int that changes would make the compiler start again
@@ -180,15 +180,13 @@ class MeasuringBalancer(Balancer):
             levels, rebuild = flatten(tail(rebuild(before)))
         probe = self._source.locate(levels, before)
         views, self._token = forks.fork(levels, tasks, self, probe, batch)
-        self._places = probe.places() or [get_gradient_edge(self._token).node]
+        if not self._looked_for_mixed_samples:
+            self._places = probe.places() or [get_gradient_edge(self._token).node]
         return per_task(views, rebuild)
 
-    def _warn_of_mixed_samples(self, batch: Batch, token: Tensor) -> None:
+    def _warn_of_mixed_samples(self, batch: Batch) -> None:
         """Once: batch norm in training between the source and the losses makes the samples depend on each other."""
-        places, self._places = self._places, []
-        if self._looked_for_mixed_samples:
-            return
-        self._looked_for_mixed_samples = True
+        places, self._places, self._looked_for_mixed_samples = self._places, [], True
         losses = [loss for loss, gone in zip(batch.losses, batch.absent, strict=True) if not gone]
         if any(mixes_samples(node) for node in nodes_between(edges_of(losses), places)):
             warnings.warn(

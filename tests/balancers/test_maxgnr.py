@@ -185,6 +185,10 @@ def test_one_sample_has_no_variance() -> None:
     balancer = MaxGNR(2, source="features")
     with pytest.raises(ValueError, match="features: expected at least 2 samples in dimension 0"):
         balancer.fork(torch.randn(1, 3, requires_grad=True))
+    seldom = MaxGNR(2, source="features", update_every=2)
+    for batch in (2, 1):  # the second is not measured
+        views = seldom.fork(torch.randn(batch, 3, requires_grad=True))
+        seldom([view.square().sum() * k for k, view in enumerate(views, 1)]).backward()
     alone = MaxGNR(2, source="features", objective="intertask")
     views = alone.fork(torch.randn(1, 3, requires_grad=True))
     alone([view.square().sum() * k for k, view in enumerate(views, 1)]).backward()
