@@ -90,17 +90,21 @@ def max_min(S: Tensor, noise: Tensor, numerators: Tensor, active: Tensor) -> Ten
         limits = [one, (-dl).max() / 0.8, farthest / reach, (-ds / s).max() / 0.9]
         primal = 1 / torch.stack(limits).max()
         dual = 1 / torch.maximum(one, torch.where(active, -dpi / pi, 0.0).max() / 0.9)
-        v = v * (1 + primal * dl)
-        v = v / (torch.where(active, v, 0.0).sum() / tasks)
-        pi = pi + dual * dpi
-        pi = pi / pi.sum()
-        G, n, z = _evaluate(R, E, v, active)
-        last, worst = worst, torch.where(active, z, -torch.inf).max()
-        expected = torch.where(active, pi * (s + primal * ds), 0.0).sum()
-        sigma = torch.maximum(sigma + primal * dsigma, worst + 0.1 * expected)
-        # Steps that overshoot make the next ones shorter: without this a few problems in a thousand cycle.
-        overshot = worst > last + 0.01
-        reach = torch.where(overshot, primal * farthest / 3, 2 * reach).clamp_max(FARTHEST)
+        stepped = v * (1 + primal * dl)
+        point = [
+            stepped / (torch.where(active, stepped, 0.0).sum() / tasks),
+            (pi + dual * dpi) / (pi + dual * dpi).sum(),
+        ]
+        point += _evaluate(R, E, point[0], active)
+        reached = torch.where(active, point[-1], -torch.inf).max()
+        expected = torch.where(active, point[1] * (s + primal * ds), 0.0).sum()
+        point += [reached, torch.maximum(sigma + primal * dsigma, reached + 0.1 * expected)]
+        # Steps that overshoot make the next ones shorter, and are not taken where it is by much: without this a few
+        # problems in a thousand cycle.
+        reach = torch.where(reached > worst + 0.01, primal * farthest / 3, 2 * reach).clamp_max(FARTHEST)
+        rejected = reached > worst + 0.3
+        here = (v, pi, G, n, z, worst, sigma)
+        v, pi, G, n, z, worst, sigma = (torch.where(rejected, a, b) for a, b in zip(here, point, strict=True))
         better = worst < best
         best, best_v = torch.where(better, worst, best), torch.where(better, v, best_v)
     return torch.where(active, torch.where(sound, (best_v * d).log(), float("nan")), 0.0)
