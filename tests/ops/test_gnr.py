@@ -213,6 +213,13 @@ def test_the_variance_of_rounding_is_none(backend):
         assert ratio_of(state.weights) == pytest.approx(2, rel=1e-4)
 
 
+def test_weights_stay_positive_in_float32(backend):
+    """The best ratio would be 1e41."""
+    state = ops.gnr_state(2)
+    update(state, torch.diag(torch.tensor([1e-44, 1e38], dtype=torch.float64)), None, objective="intertask", step=1.0)
+    assert state.weights.tolist() == [2, torch.finfo(torch.float32).tiny]
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, 1e39])  # the last is beyond float32
 @pytest.mark.parametrize("what", ["M", "Q", "M-pair", "loss", "scale"])
 def test_what_is_not_finite_is_refused(backend, what, bad):
