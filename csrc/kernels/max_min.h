@@ -19,12 +19,13 @@ constexpr double kSmallestPivot = 1e-11;  // of the diagonal; below, the Hessian
 template <class Team>
 class MaxMin {
  public:
-  FASTMTL_HD static int64_t workspace(int64_t tasks) { return (6 * tasks + 14) * tasks; }
+  FASTMTL_HD static int64_t workspace(int64_t tasks) { return (6 * tasks + 16) * tasks; }
 
   // The caller fills R() and E(), row by row, syncs, and calls solve().
   FASTMTL_HD MaxMin(const Team& team, int64_t tasks, double* memory) : team_(team), n_(tasks) {
     for (double** matrix : {&R_, &E_, &G_, &q_, &H_, &convex_}) memory = take(matrix, memory, n_ * n_);
-    for (double** vector : {&v_, &best_v_, &noise_, &z_, &s_, &pi_, &D_, &c_, &J1_, &y_, &x_, &root_, &ds_, &dpi_})
+    for (double** vector :
+         {&v_, &best_v_, &noise_, &z_, &s_, &pi_, &D_, &c_, &J1_, &y_, &x_, &root_, &ds_, &dpi_, &last_v_, &last_pi_})
       memory = take(vector, memory, n_);
   }
 
@@ -54,7 +55,7 @@ class MaxMin {
   Team team_;
   int64_t n_;
   double *R_, *E_, *G_, *q_, *H_, *convex_;
-  double *v_, *best_v_, *noise_, *z_, *s_, *pi_, *D_, *c_, *J1_, *y_, *x_, *root_, *ds_, *dpi_;
+  double *v_, *best_v_, *noise_, *z_, *s_, *pi_, *D_, *c_, *J1_, *y_, *x_, *root_, *ds_, *dpi_, *last_v_, *last_pi_;
   double worst_ = 0, best_ = 0, sigma_ = 0, reach_ = 0, mu_ = 0, dsigma_ = 0;
 
   FASTMTL_HD static double* take(double** part, double* memory, int64_t size) {
@@ -242,18 +243,30 @@ class MaxMin {
     }
     team_.sync();  // all have read v and pi
     for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+      last_v_[k] = v_[k];
+      last_pi_[k] = pi_[k];
       v_[k] = v_[k] * (1 + primal * x_[k]) / (sum_v / static_cast<double>(n_));
       pi_[k] = (pi_[k] + dual * dpi_[k]) / sum_pi;
     }
     team_.sync();
     evaluate();
-    const double last = worst_;
-    worst_ = largest(z_);
+    const double reached = largest(z_);
+    // Steps that overshoot make the next ones shorter, and are not taken where it is by much: without this a few
+    // problems in a thousand cycle.
+    reach_ = fmin(reached > worst_ + 0.01 ? primal * farthest / 3 : 2 * reach_, kFarthest);
+    if (reached > worst_ + 0.3) {
+      for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+        v_[k] = last_v_[k];
+        pi_[k] = last_pi_[k];
+      }
+      team_.sync();
+      evaluate();
+      return;
+    }
+    worst_ = reached;
     double expected = 0;
     for (int64_t k = 0; k < n_; ++k) expected += pi_[k] * (s_[k] + primal * ds_[k]);
     sigma_ = fmax(sigma_ + primal * dsigma_, worst_ + 0.1 * expected);
-    // Steps that overshoot make the next ones shorter: without this a few problems in a thousand cycle.
-    reach_ = fmin(worst_ > last + 0.01 ? primal * farthest / 3 : 2 * reach_, kFarthest);
     if (worst_ < best_) {
       best_ = worst_;
       for (int64_t k = team_.rank(); k < n_; k += team_.size()) best_v_[k] = v_[k];

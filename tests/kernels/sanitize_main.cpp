@@ -1,16 +1,19 @@
 // The CPU kernels on std::threads and on memory of exactly the right size: for AddressSanitizer, UBSan and TSan.
 // Compares sums with plain loops; the sanitizers look for the rest.
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "../../csrc/kernels/cpu/lists.h"
 #include "../../csrc/kernels/cpu/moments.h"
 #include "../../csrc/kernels/cpu/products.h"
+#include "../../csrc/kernels/gnr_update.h"
 #include "../../csrc/kernels/gradnorm_update.h"
 
 using namespace fastmtl;
@@ -120,6 +123,115 @@ void update() {
   check(counters[0], 1, 1, "counters");
 }
 
+// A team of threads, as a block of a GPU: the ranks run the same code and meet at sync().
+struct Meeting {
+  explicit Meeting(int64_t size) : size(size) {}
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex);
+    const int64_t now = round;
+    if (++arrived == size) {
+      arrived = 0;
+      ++round;
+      everyone.notify_all();
+    } else {
+      everyone.wait(lock, [&] { return round != now; });
+    }
+  }
+  const int64_t size;
+  int64_t arrived = 0, round = 0;
+  std::mutex mutex;
+  std::condition_variable everyone;
+};
+
+struct TeamOfThreads {
+  int64_t mine;
+  Meeting* meeting;
+  int64_t rank() const { return mine; }
+  int64_t size() const { return meeting->size; }
+  void sync() const { meeting->wait(); }
+};
+
+struct GnrState {
+  explicit GnrState(int64_t tasks)
+      : weights(tasks, 1),
+        moments(2 * tasks * tasks),
+        averages(3 * tasks * tasks),
+        shares(tasks * tasks),
+        samples(1),
+        counters(2),
+        task_counters(2 * tasks) {}
+  std::vector<float> weights, moments;
+  std::vector<double> averages, shares;
+  std::vector<int64_t> samples, counters, task_counters;
+};
+
+template <class Moment>
+GnrState gnr(int64_t tasks, int64_t threads, GnrObjective objective, bool noise, float scale) {
+  const int64_t batch = 8;
+  std::vector<Moment> M(tasks * tasks), Q(tasks * tasks);
+  std::vector<float> message(2 + 3 * tasks, 1);
+  message[1] = scale;
+  if (tasks > 3) message[2 + 2 * tasks + 1] = 0, message[2 + 2 * tasks + 2] = 2;
+  for (int64_t k = 0; k < tasks; ++k) {
+    for (int64_t j = 0; j < tasks; ++j) {
+      double product = 0;
+      for (int64_t i = 0; i < 40; ++i)
+        product += static_cast<double>(value(k, i * i)) * static_cast<double>(value(j, i * i));
+      M[k * tasks + j] = static_cast<Moment>(product + (k == j));
+      Q[k * tasks + j] = static_cast<Moment>(product * 1.5 + 3 * (k == j));
+    }
+  }
+  GnrState state(tasks);
+  const GnrArguments<Moment> arguments{tasks,
+                                       {M.data(), tasks, 1},
+                                       {noise ? Q.data() : nullptr, tasks, 1},
+                                       message.data(),
+                                       1,
+                                       state.weights.data(),
+                                       state.moments.data(),
+                                       state.averages.data(),
+                                       state.shares.data(),
+                                       state.samples.data(),
+                                       state.counters.data(),
+                                       state.task_counters.data(),
+                                       batch,
+                                       2,
+                                       false,
+                                       objective,
+                                       0.9,
+                                       0.5,
+                                       0.05};
+  const std::unique_ptr<double[]> memory(new double[GnrUpdate<Moment>::workspace(tasks)]);
+  Meeting meeting(threads);
+  std::vector<std::thread> ranks;
+  for (int64_t rank = 0; rank < threads; ++rank) {
+    ranks.emplace_back([&, rank] {
+      if (threads == 1) {
+        GnrUpdate<Moment>(arguments, TeamOfOne(), memory.get())();
+      } else {
+        GnrUpdate<Moment, TeamOfThreads>(arguments, TeamOfThreads{rank, &meeting}, memory.get())();
+      }
+    });
+  }
+  for (std::thread& thread : ranks) thread.join();
+  return state;
+}
+
+// One rank or several: the same bits, and no races.
+template <class Moment>
+void gnr_teams(int64_t tasks, GnrObjective objective, bool noise, float scale) {
+  const GnrState alone = gnr<Moment>(tasks, 1, objective, noise, scale);
+  const GnrState together = gnr<Moment>(tasks, 3, objective, noise, scale);
+  double sum = 0;
+  for (int64_t k = 0; k < tasks; ++k) {
+    sum += static_cast<double>(alone.weights[k]);
+    check(together.weights[k] == alone.weights[k], 1, 0, "gnr: weights of a team");
+  }
+  check(sum, static_cast<double>(tasks), static_cast<double>(tasks), "gnr: sum of the weights");
+  check(static_cast<double>(alone.counters[0]), std::isfinite(scale) ? 1 : 0, 0, "gnr: accepted");
+  check(together.counters == alone.counters && together.task_counters == alone.task_counters, 1, 0, "gnr: counters");
+}
+
 }  // namespace
 
 int main() {
@@ -139,5 +251,12 @@ int main() {
     run<float>(*isa, 3, 2000, 40, 50, false, false);  // samples split over units
   }
   update();
+  for (const int64_t tasks : {1, 2, 5, 17}) {
+    gnr_teams<float>(tasks, GnrObjective::relative, true, 4);
+    gnr_teams<double>(tasks, GnrObjective::maxmin, true, 4);
+    gnr_teams<float>(tasks, GnrObjective::intertask, false, 4);
+    gnr_teams<float>(tasks, GnrObjective::none, false, 4);
+    gnr_teams<float>(tasks, GnrObjective::relative, true, INFINITY);
+  }
   std::puts("ok");
 }

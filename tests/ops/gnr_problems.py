@@ -120,15 +120,16 @@ def _sampled(rng: Generator, signal: Array, batch: int, level: float) -> tuple[A
     return mean @ mean.T, np.einsum("kbp,jbp->kj", samples, samples) / batch
 
 
-def problem(family: str, index: int, tasks: int) -> Problem:
-    """Problem number ``index`` of a family, always the same one."""
+def problem(family: str, index: int, tasks: int, accumulation: int | None = None) -> Problem:
+    """Problem number ``index`` of a family, always the same one; small batches are not accumulated unless asked for."""
     rng = np.random.default_rng([zlib.crc32(family.encode()), index, tasks])
     objective = list(OBJECTIVES)[index % len(OBJECTIVES)]
     batch = int(rng.integers(2, 65))
-    accumulation = int(rng.choice([1, 1, 4]))
+    drawn = int(rng.choice([1, 1, 4]))
     base = family if family in SIGNALS else str(rng.choice(list(SIGNALS)))
     signal = SIGNALS[base](rng, tasks)
     if family == "small-batches":
+        drawn = 1
         M, Q = _sampled(rng, signal, batch, 10 ** rng.uniform(-1, 1))
     else:
         M, Q = _exact(rng, signal, batch)
@@ -138,10 +139,18 @@ def problem(family: str, index: int, tasks: int) -> Problem:
     elif family == "zero-gradient":
         scales[rng.integers(tasks)] = 0
     pairs = scales[:, None] * scales
-    return Problem(f"{family}-{index}-T{tasks}-{objective}", M * pairs, Q * pairs, batch, accumulation, objective)
+    return Problem(
+        name=f"{family}-{index}-T{tasks}-{objective}",
+        M=M * pairs,
+        Q=Q * pairs,
+        batch=batch,
+        accumulation=drawn if accumulation is None else accumulation,
+        objective=objective,
+    )
 
 
 FAMILIES = [*SIGNALS, "small-batches", "scales", "zero-gradient"]
+SIZES = [2, 3, 4, 5, 7, 10, 16]
 
 
 def game(problem: Problem) -> Game:
