@@ -40,12 +40,14 @@ class MaxGNR(NoiseBalancer):
         ema: decay of the averages of S and C, in [0, 1); 0 takes the last batch alone.
         step: how far log w moves towards the solution in a step, in (0, 1].
         floor: ``"relative"``: least share of a task's gradient that counts as its noise (default 0.05); ``"maxmin"``: as its
-            signal (default 0.1). Bounds the weight of tasks with hardly any.
+            signal (default 0.5: a task of pure noise gets at most twice the power of the others in the update; the
+            estimates of S alone would give it everything). Bounds the weight of tasks with hardly any.
         loss_reduction: whether the losses are means or sums over the samples. A mean over a number of elements that
             varies from batch to batch and from sample to sample (valid pixels) measures M and Q exactly, but biases S and C,
             whose samples then count unequally: divide by a fixed expected number instead.
         accumulation_steps: backwards that are added up before the optimiser steps; the noise of an update is that of
-            ``accumulation_steps`` batches.
+            ``accumulation_steps`` batches. S stays as uncertain as the batches that it is measured on: with many steps
+            average longer (``ema``).
         update_every: measure and update in every n-th step only; the steps between cost nothing.
 
     Attributes:

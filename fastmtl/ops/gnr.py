@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-_FLOORS = {"relative": 0.05, "maxmin": 0.1, "intertask": 0.0, "none": 0.0}  # the last two do not use it
+_FLOORS = {"relative": 0.05, "maxmin": 0.5, "intertask": 0.0, "none": 0.0}  # the last two do not use it
 
 
 class GNRState(NamedTuple):
@@ -178,7 +178,7 @@ def gnr_update(
         decay: of the averages, in [0, 1).
         step: of log w towards the solution, in (0, 1].
         floor: least numerator as a share of M_kk, in (0, 1]: bounds what a task without noise (relative) or without
-            signal (maxmin) can gain. Default: 0.05 for ``"relative"``, 0.1 for ``"maxmin"``; the others do not use it.
+            signal (maxmin) can gain. Default: 0.05 for ``"relative"``, 0.5 for ``"maxmin"``; the others do not use it.
 
     Raises:
         TypeError: moments of another dtype, counts that are not ints.

@@ -46,19 +46,23 @@ def test_raises_its_objective_over_equal_weights_from_batches_alone(objective: s
     assert float(balancer.weights.sum()) == pytest.approx(4, rel=1e-6)
 
 
+# Measured with six seeds: 0.07 to 0.12, 0.35 to 0.41 and 0.26 to 0.32; equal shares would be 0.25.
+SHARES = {"relative": 0.2, "maxmin": 0.5, "intertask": 0.4}
+
+
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_task_of_pure_noise_does_not_take_over(objective: str) -> None:
-    """Its share of the update's expected power stays at most what is fair among the tasks, by a margin that is stated."""
-    known, batch = population(), 16
+def test_a_task_of_pure_noise_does_not_take_over(objective: str, seed: int) -> None:
+    """Its share of the power of the update, sum_k w_k^2 E||g_k||^2, among four tasks."""
+    known, batch = population(seed=seed), 16
     known.means[2] = 0
-    model, generator = GivenGradients(30), torch.Generator().manual_seed(1)
+    model, generator = GivenGradients(30), torch.Generator().manual_seed(seed)
     balancer = MaxGNR(4, source=model.layer, objective=objective)  # type: ignore[arg-type]
     for _ in range(200):
         model.step(balancer, known.draw(batch, generator))
     power = balancer.weights.double().square() * (known.signal + known.covariance / batch).diagonal().double()
     share = float(power[2] / power.sum())
-    # "maxmin" gives a task without signal up to 1 / sqrt(floor) of the others' weight.
-    assert share < {"relative": 0.5, "maxmin": 0.8, "intertask": 0.5}[objective], share
+    assert share < SHARES[objective], share
 
 
 def one_step(reduction: str = "mean", scale: float = 1.0, **options: object) -> MaxGNR:
