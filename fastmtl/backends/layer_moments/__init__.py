@@ -129,6 +129,6 @@ class LayerMoments:
 
 
 def _sum(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Sum over dimensions, in the dtype of statistics."""
+    """Sum over dimensions, if any, in the dtype of statistics and in memory of its own."""
     dtype = statistics_dtype(tensor)
-    return tensor.sum(dims, dtype=dtype) if dims else tensor.to(dtype)
+    return tensor.sum(dims, dtype=dtype) if dims else tensor.to(dtype, copy=True)

@@ -13,6 +13,9 @@ from typing import Literal
 
 from fastmtl.backends.layer_moments.factors import Factors
 
+_BLOCKS = 8
+_LEAST_ROWS = 64
+
 Way = Literal["pairs", "form"]
 
 
@@ -35,8 +38,9 @@ def plan(factors: Factors, way: str, per_sample: bool) -> Plan:
     n, batch, tasks = sizes.positions, sizes.batch, sizes.tasks
     outer = sizes.groups * sizes.outputs
     form = batch * tasks * factors.form_cost()
-    # Half of the pairs suffices for M.
-    pairs = (factors.square_cost() * batch**2 + (batch * n) ** 2 * tasks * outer) / (2 if batch > 1 else 1)
+    # Pairs of blocks are computed once.
+    block = samples_of_panels(factors)[0]
+    pairs = (factors.square_cost() + n**2 * tasks * outer) * batch * (batch + block) // 2
     batch_way: Way = "pairs" if pairs < form else "form"
     if not per_sample:
         return Plan(batch_way, None)
@@ -49,25 +53,28 @@ def plan(factors: Factors, way: str, per_sample: bool) -> Plan:
 
 def samples_of_block(factors: Factors) -> int:
     """Samples whose products of inputs, and what goes with them, fit the memory."""
-    sizes = factors.sizes
-    n = sizes.positions
-    return sizes.memory // (factors.square_memory() + sizes.groups * n * 2 * sizes.outputs)
+    held = factors.square_memory() + factors.inputs_memory() + factors.grads_memory()
+    return factors.sizes.memory // held
 
 
-def samples_of_square(factors: Factors) -> int:
-    """Samples of a block such that the products of the inputs of two blocks, and what goes with them, fit the memory."""
+def samples_of_panels(factors: Factors) -> tuple[int, int]:
+    """Samples whose inputs meet, left and right, such that their products and what goes with them fit the memory."""
     sizes = factors.sizes
-    linear = 2 * sizes.groups * sizes.positions * (sizes.inputs + sizes.outputs)
-    samples = 1
-    while samples < sizes.batch and factors.square_memory() * (2 * samples) ** 2 + linear * 2 * samples <= sizes.memory:
-        samples *= 2
-    return samples
+    n, batch = sizes.positions, sizes.batch
+    square, single = factors.square_memory(), factors.inputs_memory() + factors.grads_memory()
+    # Few rows make poor matrix products, few blocks compute pairs twice.
+    rows = max(-(-batch // _BLOCKS), -(-_LEAST_ROWS // n))
+    rows = max(1, min(rows, batch, sizes.memory // (4 * (square + single))))
+    return rows, max(1, (sizes.memory - rows * single) // (rows * square + single))
 
 
 def rows_and_samples(factors: Factors, per_sample: bool) -> tuple[int, int]:
-    """Rows of the weight gradients and samples that are formed at a time."""
+    """Rows of the weight gradients and samples that are formed at a time.
+
+    A fifth of the memory is for the sums of all tasks' rows, and two for what is formed with what it is formed of.
+    """
     sizes = factors.sizes
     row = sizes.groups * sizes.inputs * sizes.tasks
-    rows = max(1, min(sizes.outputs, sizes.memory // (4 * row)))
-    copied = sizes.groups * sizes.positions * (sizes.inputs + sizes.outputs)
-    return rows, sizes.memory // (2 * (copied + (rows * row if per_sample else 0)))
+    rows = max(1, min(sizes.outputs, sizes.memory // (5 * row)))
+    copied = sizes.groups * sizes.positions * sizes.inputs + factors.grads_memory()
+    return rows, 2 * sizes.memory // (5 * (copied + (rows * row if per_sample else 0)))
