@@ -80,7 +80,7 @@ def patches(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[in
 
 def pixels(images: Tensor, groups: int) -> Tensor:
     """[b, channels, *size] as [b, groups, pixels, channels / groups]."""
-    grouped = images.reshape(images.shape[0], groups, images.shape[1] // groups, images[0, 0].numel())
+    grouped = images.reshape(images.shape[0], groups, images.shape[1] // groups, math.prod(images.shape[2:]))
     return grouped.transpose(-1, -2)
 
 
@@ -106,8 +106,9 @@ def patch_gram(left: Tensor, right: Tensor, size: Sequence[int], geometry: Geome
         shift = geometry.dilation[dimension] * math.prod(padded[dimension + 1 :])
         gram = _add_shifted(gram, shift, geometry.kernel[dimension])
     gram = gram.view(-1, counts[0], *padded, counts[1], *padded)
-    at = [slice(0, (n - 1) * step + 1, step) for n, step in zip(places, geometry.stride, strict=True)]
-    gram = gram[(slice(None), slice(None), *at, slice(None), *at)]
+    for dimension, (count, step) in enumerate(zip(places, geometry.stride, strict=True)):
+        for axis in (2 + dimension, 3 + rank + dimension):
+            gram = gram.unfold(axis, 1, step).squeeze(-1).narrow(axis, 0, count)
     return gram.reshape(*lead, *(count * math.prod(places) for count in counts))
 
 
@@ -115,8 +116,9 @@ def _add_shifted(gram: Tensor, shift: int, times: int) -> Tensor:
     """sum_i gram[s + i * shift, s' + i * shift]; what lies beyond the end counts as zero."""
     result = gram.clone() if times > 1 else gram
     for i in range(1, times):
-        offset = i * shift
-        result[:, :-offset, :-offset] += gram[:, offset:, offset:]
+        rows, columns = (extent - i * shift for extent in gram.shape[1:])
+        moved = gram.narrow(1, i * shift, rows).narrow(2, i * shift, columns)
+        result.narrow(1, 0, rows).narrow(2, 0, columns).add_(moved)
     return result
 
 

@@ -50,7 +50,7 @@ def samples_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
     for block in blocks(sizes.batch, cost.samples_of_block(factors)):
         gram = factors.sample_input_gram(block)
         if sizes.positions == sizes.groups == 1:
-            rows = [None if grad is None else grad[:, 0, 0] for grad in factors.grads(block)]
+            rows = [None if grad is None else grad.flatten(1) for grad in factors.grads(block)]
             part = primitives.sample_gram(rows, gram.flatten())
         else:
             part = _crossed(primitives, factors, block, block, functools.partial(times, gram))
@@ -71,7 +71,8 @@ def batch_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
     for left in blocks(sizes.batch, rows):
         for right in blocks(sizes.batch, columns, left.first):
             gram = factors.input_gram(left, right)
-            gram[..., max(0, left.last - right.first) * sizes.positions :].mul_(2)
+            own = min(max(0, left.last - right.first), right.samples) * sizes.positions
+            gram.narrow(-1, own, gram.shape[-1] - own).mul_(2)
 
             def product(grad: Tensor, gram: Tensor = gram, samples: int = left.samples) -> Tensor:
                 return parted(times(gram, joined(grad)), samples)
@@ -104,9 +105,9 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
     Q: Tensor | None = None
     tile, samples = cost.rows_and_samples(factors, per_sample)
     for first in range(0, sizes.outputs, tile):
-        rows = slice(first, min(first + tile, sizes.outputs))
+        rows = range(first, min(first + tile, sizes.outputs))
 
-        def part(block: Block, rows: slice = rows) -> list[Tensor | None]:
+        def part(block: Block, rows: range = rows) -> list[Tensor | None]:
             inputs = factors.inputs(block)
             inputs = inputs if per_sample else joined(inputs)
             return [_formed(factors, grad, rows, inputs, per_sample) for grad in factors.grads(block)]
@@ -124,11 +125,11 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
     return M, Q
 
 
-def _formed(factors: Factors, grad: Tensor | None, rows: slice, inputs: Tensor, per_sample: bool) -> Tensor | None:
+def _formed(factors: Factors, grad: Tensor | None, rows: range, inputs: Tensor, per_sample: bool) -> Tensor | None:
     """Some rows of a weight gradient: of each sample, or [1, ...] of all of them."""
     if grad is None:
         return None
-    grad = grad[..., rows].to(factors.dtype)
+    grad = grad.narrow(-1, rows.start, len(rows)).to(factors.dtype)
     if per_sample:
         return grad.transpose(-1, -2) @ inputs
     return (joined(grad).transpose(-1, -2) @ inputs).unsqueeze(0)
