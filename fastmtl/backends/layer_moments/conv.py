@@ -10,6 +10,7 @@ from fastmtl.backends.contract import present_of, statistics_dtype
 from fastmtl.backends.layer_moments.factors import Block, Factors, Sizes, joined, memory_of
 from fastmtl.backends.layer_moments.patches import (
     Geometry,
+    joined_patches,
     pad,
     patch_gram,
     patch_gram_cost,
@@ -54,6 +55,11 @@ class ConvFactors(Factors):
         """[b, groups, output pixels, C_in / groups * kernel elements]."""
         padded = pad(self._images(block), self._geometry, self._mode)
         return patches(padded, self._geometry, self.sizes.groups, self._places)
+
+    def joined_inputs(self, block: Block) -> Tensor:
+        """[groups, b * output pixels, C_in / groups * kernel elements]."""
+        padded = pad(self._images(block), self._geometry, self._mode)
+        return joined_patches(padded, self._geometry, self.sizes.groups, self._places)
 
     def grad(self, task: int, block: Block) -> Tensor | None:
         """[b, groups, output pixels, C_out / groups]."""

@@ -79,6 +79,10 @@ class Factors(ABC):
     def grad(self, task: int, block: Block) -> Tensor | None:
         """[b, groups, positions, outputs], in whatever dtype it has; None where it did not arrive."""
 
+    def joined_inputs(self, block: Block) -> Tensor:
+        """The same as [groups, b * positions, inputs]."""
+        return joined(self.inputs(block))
+
     def sample_input_gram(self, block: Block) -> Tensor:
         """[b, groups, positions, positions]: inner products of the inputs of each sample, the constant input included."""
         inputs = self.inputs(block)
@@ -86,7 +90,7 @@ class Factors(ABC):
 
     def input_gram(self, left: Block, right: Block) -> Tensor:
         """[groups, left, right]: inner products of the inputs at all positions of the two blocks, as above."""
-        rows, columns = (joined(self.inputs(block)) for block in (left, right))
+        rows, columns = (self.joined_inputs(block) for block in (left, right))
         return self.with_bias(rows @ columns.transpose(-1, -2))
 
     def with_bias(self, gram: Tensor) -> Tensor:

@@ -61,21 +61,34 @@ def pad(images: Tensor, geometry: Geometry, mode: str) -> Tensor:
     return F.pad(images, geometry.pads(), mode="constant" if mode == "zeros" else mode)
 
 
+def _windows(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[int]) -> Tensor:
+    """[b, groups, channels / groups, *kernel, *places], a view."""
+    sample, channel, *strides = padded.stride()
+    moved = [stride * step for stride, step in zip(strides, geometry.stride, strict=True)]
+    within = [stride * step for stride, step in zip(strides, geometry.dilation, strict=True)]
+    batch, channels = padded.shape[:2]
+    return padded.as_strided(
+        (batch, groups, channels // groups, *geometry.kernel, *places),
+        (sample, channel * (channels // groups), channel, *within, *moved),
+        padded.storage_offset(),
+    )
+
+
 def patches(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[int]) -> Tensor:
     """[b, groups, places, channels / groups * kernel elements] of padded images: views where possible, else copies.
 
     ``places`` limits the places of the kernel. Within a patch channels come first.
     """
-    sample, channel, *strides = padded.stride()
-    moved = [stride * step for stride, step in zip(strides, geometry.stride, strict=True)]
-    within = [stride * step for stride, step in zip(strides, geometry.dilation, strict=True)]
+    windows = _windows(padded, geometry, groups, places)
     batch, channels = padded.shape[:2]
-    windows = padded.as_strided(
-        (batch, groups, channels // groups, *geometry.kernel, *places),
-        (sample, channel * (channels // groups), channel, *within, *moved),
-        padded.storage_offset(),
-    )
     return windows.reshape(batch, groups, channels // groups * geometry.area, math.prod(places)).transpose(-1, -2)
+
+
+def joined_patches(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[int]) -> Tensor:
+    """[groups, b * places, channels / groups * kernel elements]: those of all images in one copy."""
+    windows = _windows(padded, geometry, groups, places).movedim(0, 2 + len(places))
+    batch, channels = padded.shape[:2]
+    return windows.reshape(groups, channels // groups * geometry.area, batch * math.prod(places)).transpose(-1, -2)
 
 
 def pixels(images: Tensor, groups: int) -> Tensor:
@@ -127,8 +140,8 @@ def patch_gram_memory(size: Sequence[int], geometry: Geometry) -> int:
     return 3 * math.prod(geometry.padded(size)) ** 2 + math.prod(geometry.places(size)) ** 2
 
 
-# Shifting and adding one number of the Gram matrix costs about as much as this many multiply-adds of a matrix product.
-_SHIFT_COST = 16
+# Shifting and adding one number of the Gram matrix takes as long as this many multiply-adds: measured, see `cost`.
+_SHIFT_COST = 20
 
 
 def patch_gram_cost(size: Sequence[int], geometry: Geometry, channels: int) -> int:

@@ -108,8 +108,7 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
         rows = range(first, min(first + tile, sizes.outputs))
 
         def part(block: Block, rows: range = rows) -> list[Tensor | None]:
-            inputs = factors.inputs(block)
-            inputs = inputs if per_sample else joined(inputs)
+            inputs = factors.inputs(block) if per_sample else factors.joined_inputs(block)
             return [_formed(factors, grad, rows, inputs, per_sample) for grad in factors.grads(block)]
 
         M, Q = _added(M, Q, by_summing(primitives, part, blocks(sizes.batch, samples), per_sample))
