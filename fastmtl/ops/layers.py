@@ -20,7 +20,18 @@ import torch
 from torch import Tensor
 
 from fastmtl.backends.contract import DTYPES, present_of
+from fastmtl.backends.layer_moments.patches import Geometry, patch_gram, patch_gram_cost
 from fastmtl.ops.arguments import Gradients, as_lists
+
+__all__ = [
+    "Geometry",
+    "conv_moments",
+    "embedding_moments",
+    "linear_moments",
+    "norm_moments",
+    "patch_gram",
+    "patch_gram_cost",
+]
 
 Way: TypeAlias = Literal["auto", "pairs", "form"]
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]

@@ -6,27 +6,25 @@ a_s the layer's input at s (for a convolution its patch) and delta_s the gradien
     ||grad_W L_k||^2 = sum_{s,s'} <a_s, a_s'> <delta_ks, delta_ks'>,
 
 and a bias appends 1 to a. The Gram matrix of the inputs is formed once and serves all tasks. For a convolution it
-comes from the Gram matrix of single pixels, added up over the kernel's offsets: kernel-size times fewer products
-than with patches.
+comes from that of single pixels: see `patch_gram`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
-from torch.nn import functional as F
 
 from fastmtl.backends.contract import statistics_dtype
+from fastmtl.ops.layers import Geometry, patch_gram, patch_gram_cost
 from fastmtl.sources.base import Gradients, Measured, sums
 from fastmtl.sources.graph import kept_tensor
 from fastmtl.sources.parameters import carry
 
-# Shifting and adding one number of the Gram matrix costs about as much as this many multiply-adds of a matrix product.
-_SHIFT_COST = 16
 # The padded copy of the pixels' Gram matrix is made for a part of the samples at a time.
 _BLOCKS = 4
 
@@ -75,56 +73,40 @@ class Conv2d:
     weight: Tensor
     bias: bool
 
-    def _geometry(self) -> tuple[Tensor, list[int], list[int], list[int], list[int]]:
+    def _geometry(self) -> tuple[Tensor, Geometry]:
         node = self.node
         stride, padding, dilation = (
-            list(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation")
+            tuple(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation")
         )
         inputs = kept_tensor(node, "input")
         assert inputs is not None, "use_of has looked"
-        out = [
-            (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
-            for size, pad, dil, kernel, step in zip(
-                inputs.shape[2:], padding, dilation, self.weight.shape[2:], stride, strict=True
-            )
-        ]
-        return inputs, stride, padding, dilation, out
+        kernel = tuple(self.weight.shape[2:])
+        return inputs, Geometry(kernel, stride, tuple((pad, pad) for pad in padding), dilation)
 
     def pays(self, tasks: int) -> bool:
         """Whether pairs need fewer multiply-adds than forming, and no more memory than the layer's own tensors."""
-        inputs, _, padding, _, (height, width) = self._geometry()
+        inputs, geometry = self._geometry()
         batch, channels, *size = inputs.shape
         outputs, patch = self.weight.shape[0], self.weight[0].numel()
-        pixels, positions = batch * size[0] * size[1], batch * height * width
-        padded = batch * (size[0] + 2 * padding[0]) * (size[1] + 2 * padding[1])
-        shifts = _SHIFT_COST * sum(self.weight.shape[2:]) * padded**2
-        pairs = pixels**2 * channels + shifts + tasks * positions**2 * outputs
-        memory = positions**2 + 3 * padded * -(-padded // min(batch, _BLOCKS))
-        own = inputs.numel() + positions * outputs + 2 * self.weight.numel()
-        return pairs < tasks * positions * patch * outputs and memory <= own
+        padded, positions = (math.prod(extents) for extents in (geometry.padded(size), geometry.places(size)))
+        pairs = batch**2 * (patch_gram_cost(size, geometry, channels) + tasks * positions**2 * outputs)
+        memory = (batch * positions) ** 2 + 3 * batch * padded * padded * -(-batch // min(batch, _BLOCKS))
+        own = inputs.numel() + batch * positions * outputs + 2 * self.weight.numel()
+        return pairs < tasks * batch * positions * patch * outputs and memory <= own
 
     def input_gram(self) -> Tensor:
         """[N, N] inner products of the patches of N output positions."""
-        inputs, stride, padding, dilation, (height, width) = self._geometry()
-        batch, channels, rows, columns = inputs.shape
-        pixels = _wide(inputs).transpose(0, 1).reshape(channels, -1)
-        pad_y, pad_x = padding
-        tall, wide = rows + 2 * pad_y, columns + 2 * pad_x
-        steps = [(dilation[0] * wide, self.weight.shape[2]), (dilation[1], self.weight.shape[3])]
-        gram = pixels.new_empty((batch, height * width, batch * height * width))
-        block = -(-batch // _BLOCKS)
-        for first in range(0, batch, block):
-            count = min(block, batch - first)
-            own = pixels.view(channels, batch, -1)[:, first : first + count].reshape(channels, -1)
-            products = (own.T @ pixels).view(count, rows, columns, batch, rows, columns)
-            products = F.pad(products, (pad_x, pad_x, pad_y, pad_y, 0, 0, pad_x, pad_x, pad_y, pad_y))
-            added = products.view(count * tall * wide, batch * tall * wide)
-            for shift, times in steps:  # along the diagonal: both positions of a pair move by the same offset
-                added = _add_shifted(added, shift, times)
-            added = added.view(count, tall, wide, batch, tall, wide)
-            y, x = (slice(0, (size - 1) * step + 1, step) for size, step in zip((height, width), stride, strict=True))
-            gram[first : first + count] = added[:, y, x, :, y, x].reshape(count, height * width, -1)
-        gram = gram.view(batch * height * width, -1)
+        inputs, geometry = self._geometry()
+        batch, channels, *size = inputs.shape
+        pixels = _wide(inputs).flatten(2).transpose(1, 2)
+        positions = batch * math.prod(geometry.places(size))
+        gram = pixels.new_empty((positions, positions))
+        every = pixels.reshape(-1, channels)
+        rows = 0
+        for own in pixels.split(-(-batch // _BLOCKS)):
+            part = patch_gram(own.reshape(-1, channels), every, size, geometry)
+            gram[rows : rows + part.shape[0]] = part
+            rows += part.shape[0]
         return gram.add_(1) if self.bias else gram
 
     @staticmethod
@@ -133,15 +115,6 @@ class Conv2d:
         if delta.stride(1) == 1:  # channels last: a view
             return _wide(delta.movedim(1, -1).reshape(-1, delta.shape[1]))
         return _wide(delta.transpose(0, 1).reshape(delta.shape[1], -1).T)
-
-
-def _add_shifted(gram: Tensor, shift: int, times: int) -> Tensor:
-    """sum_i gram[s + i * shift, s' + i * shift]; what lies beyond the end counts as zero."""
-    result = gram.clone() if times > 1 else gram
-    for i in range(1, times):
-        offset = i * shift
-        result[:-offset, :-offset] += gram[offset:, offset:]
-    return result
 
 
 LayerUse = Linear | Conv2d

@@ -36,6 +36,11 @@ def _nothing(grads: Gradients, per_sample: bool) -> Moments | None:
     return M, Q if per_sample else Q.fill_(torch.nan)
 
 
+def _full_precision(device: torch.device) -> torch.autocast:
+    """A backward may be called inside autocast, which would round the products to half precision."""
+    return torch.autocast(device.type, enabled=False)
+
+
 class LayerMoments:
     """The ops on layers, for one backend."""
 
@@ -106,8 +111,7 @@ class LayerMoments:
 
     def _of_factors(self, factors: Factors, way: str, per_sample: bool, form: Forming | None = None) -> Moments:
         form = form or functools.partial(by_forming, self._primitives, factors)
-        # A backward may be called inside autocast, which would round the products to half precision.
-        with torch.autocast(factors.device.type, enabled=False):
+        with _full_precision(factors.device):
             return moments(self._primitives, factors, form, way, per_sample)
 
     def _with_bias(self, M: Tensor, Q: Tensor, grads: Gradients, dims: tuple[int, ...], per_sample: bool) -> Moments:
@@ -124,11 +128,12 @@ class LayerMoments:
         def part(block: Block) -> list[Tensor | None]:
             return [None if grad is None else contribution(grad, block) for grad in grads]
 
-        M, Q = by_summing(self._primitives, part, blocks(batch, size), per_sample)
+        with _full_precision(like.device):
+            M, Q = by_summing(self._primitives, part, blocks(batch, size), per_sample)
         return M, torch.full_like(M, torch.nan) if Q is None else Q.mul_(batch)
 
 
 def _sum(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Sum over dimensions, in the dtype of statistics."""
+    """Sum over dimensions, if any, in the dtype of statistics and in memory of its own."""
     dtype = statistics_dtype(tensor)
-    return tensor.sum(dims, dtype=dtype) if dims else tensor.to(dtype)
+    return tensor.sum(dims, dtype=dtype) if dims else tensor.to(dtype, copy=True)

@@ -10,6 +10,7 @@ from fastmtl.backends.contract import present_of, statistics_dtype
 from fastmtl.backends.layer_moments.factors import Block, Factors, Sizes, joined, memory_of
 from fastmtl.backends.layer_moments.patches import (
     Geometry,
+    joined_patches,
     pad,
     patch_gram,
     patch_gram_cost,
@@ -55,6 +56,11 @@ class ConvFactors(Factors):
         padded = pad(self._images(block), self._geometry, self._mode)
         return patches(padded, self._geometry, self.sizes.groups, self._places)
 
+    def joined_inputs(self, block: Block) -> Tensor:
+        """[groups, b * output pixels, C_in / groups * kernel elements]."""
+        padded = pad(self._images(block), self._geometry, self._mode)
+        return joined_patches(padded, self._geometry, self.sizes.groups, self._places)
+
     def grad(self, task: int, block: Block) -> Tensor | None:
         """[b, groups, output pixels, C_out / groups]."""
         grad = self._grads[task]
@@ -75,13 +81,16 @@ class ConvFactors(Factors):
         """[groups, output pixels of left, output pixels of right]."""
         if not self._by_pixels:
             return super().input_gram(left, right)
-        rows = joined(self._pixels(left))
-        columns = rows if left == right else joined(self._pixels(right))
+        rows, columns = (joined(self._pixels(block)) for block in (left, right))
         return self.with_bias(patch_gram(rows, columns, self._size, self._rest))
 
     def square_cost(self) -> int:
         """Multiply-adds of the products of the inputs of two samples."""
         return self.sizes.groups * self._square_cost
+
+    def inputs_memory(self) -> int:
+        """Numbers held for each sample to form products of inputs: pixels or patches."""
+        return math.prod(self._size) * self._inputs.shape[1] if self._by_pixels else super().inputs_memory()
 
     def square_memory(self) -> int:
         """Numbers held while the products of the inputs of two samples are formed."""
@@ -93,6 +102,7 @@ class TransposedConvFactors(Factors):
     """The roles change: patches of the gradients meet the pixels of the input. The bias is not part of the products."""
 
     bias = False
+    copies = True
 
     def __init__(self, inputs: Tensor, grads: Gradients, geometry: Geometry, groups: int):
         like = present_of(grads)[0]

@@ -1,9 +1,19 @@
-"""Which way is cheaper, and how much is done at a time: multiply-adds and memory of both ways.
+"""Which way is cheaper, and how much is done at a time.
 
-For each sample, with n positions, weight in * out and T tasks (MATH, section 3):
+Costs are counted in multiply-adds of a matrix product. With n positions a sample, weight in * out, T tasks and B samples
+(MATH, section 3):
 
-    pairs   n^2 (in + T out) for Q; for M the same with the positions of the whole batch; T^2 n out for the last products
-    form    T n in out for both, and T^2 in out for the last products
+    pairs   n^2 (in + T out) a sample for Q, and for M the same with the positions of the whole batch, of which half
+            suffices; products [positions, out] of all tasks are written and read beside the gradients
+    form    T n in out a sample for both; gradients [out, in] of all tasks are written and read: for Q once a sample
+
+and every call of torch costs what its overhead does.
+
+The constants are those that `python -m benchmarks.layer_moments constants` printed on one core of an AMD EPYC with
+AVX-512 (20 ps a multiply-add), rounded. There the ways cross, with T = 3: for Linear on 256 samples between widths 256
+(form) and 512 (pairs); for Linear 256 -> 256 on 16 samples between 16 (pairs) and 64 tokens (form); for Conv2d 3x3
+between images of 8x8 (pairs, 256 channels) and 16x16 (form, 128 channels). The model's choice was the faster one, or took
+up to 15 % longer.
 """
 
 from __future__ import annotations
@@ -12,6 +22,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastmtl.backends.layer_moments.factors import Factors
+
+_READ = 8  # a number that a kernel reads
+_FORMED = 44  # a number that a product writes and a kernel reads
+_CALL = 250_000  # one call of torch: 5 us
+
+# Few rows make poor matrix products, few blocks compute pairs twice.
+_LEAST_ROWS = 128
+_BLOCKS = 8
 
 Way = Literal["pairs", "form"]
 
@@ -26,48 +44,80 @@ class Plan:
 
 def plan(factors: Factors, way: str, per_sample: bool) -> Plan:
     """The cheapest plan, or the one of ``way``. Q of one position a sample is always that of pairs: nothing is cheaper."""
-    sizes = factors.sizes
-    single = sizes.positions == 1
+    single = factors.sizes.positions == 1
     if way == "pairs":
         return Plan("pairs", "pairs" if per_sample else None)
     if way == "form":
         return Plan("form", None if not per_sample else "pairs" if single else "form")
-    n, batch, tasks = sizes.positions, sizes.batch, sizes.tasks
-    outer = sizes.groups * sizes.outputs
-    form = batch * tasks * factors.form_cost()
-    # Half of the pairs suffices for M.
-    pairs = (factors.square_cost() * batch**2 + (batch * n) ** 2 * tasks * outer) / (2 if batch > 1 else 1)
-    batch_way: Way = "pairs" if pairs < form else "form"
+    of_batch: dict[Way, int] = {"pairs": _batch_by_pairs(factors), "form": _by_forming(factors, per_sample=False)}
+    batch = min(of_batch, key=lambda name: of_batch[name])
     if not per_sample:
-        return Plan(batch_way, None)
-    pairs_of_samples = batch * (factors.square_cost() + tasks * n * (n + tasks) * outer)
-    form_of_samples = form + batch * tasks**2 * factors.formed()
-    if single or pairs_of_samples + min(pairs, form) < form_of_samples:
-        return Plan(batch_way, "pairs")
+        return Plan(batch, None)
+    if single or _samples_by_pairs(factors) + of_batch[batch] < _by_forming(factors, per_sample=True):
+        return Plan(batch, "pairs")
     return Plan("form", "form")
+
+
+def _count(length: int, size: int) -> int:
+    """Parts of ``size`` in ``length``."""
+    return -(-length // max(1, size))
+
+
+def _beside(factors: Factors) -> int:
+    """Products of all tasks that are written, and read with the gradients, for each sample."""
+    sizes = factors.sizes
+    return sizes.groups * sizes.positions * sizes.outputs * sizes.tasks * (_FORMED + sizes.tasks * _READ)
+
+
+def _samples_by_pairs(factors: Factors) -> int:
+    sizes = factors.sizes
+    products = factors.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
+    calls = _count(sizes.batch, samples_of_block(factors)) * (5 + 4 * sizes.tasks)
+    return sizes.batch * (products + _beside(factors)) + calls * _CALL
+
+
+def _batch_by_pairs(factors: Factors) -> int:
+    sizes = factors.sizes
+    rows, columns = samples_of_panels(factors)
+    # On average a panel reaches over half of the batch.
+    count = _count(sizes.batch, rows) * _count((sizes.batch + rows) // 2, columns)
+    products = factors.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
+    met = sizes.batch * (sizes.batch + rows) // 2
+    return met * products + count * (rows * _beside(factors) + (6 + 6 * sizes.tasks) * _CALL)
+
+
+def _by_forming(factors: Factors, per_sample: bool) -> int:
+    """M, and Q where ``per_sample`` is set."""
+    sizes = factors.sizes
+    rows, samples = rows_and_samples(factors, per_sample)
+    count = _count(sizes.outputs, rows) * _count(sizes.batch, samples)
+    formed = sizes.tasks * factors.formed() * (sizes.batch if per_sample else 1) * (_FORMED + sizes.tasks)
+    return sizes.batch * sizes.tasks * factors.form_cost() + formed + count * (6 + 6 * sizes.tasks) * _CALL
 
 
 def samples_of_block(factors: Factors) -> int:
     """Samples whose products of inputs, and what goes with them, fit the memory."""
-    sizes = factors.sizes
-    n = sizes.positions
-    return sizes.memory // (factors.square_memory() + sizes.groups * n * 2 * sizes.outputs)
+    held = factors.square_memory() + factors.inputs_memory() + factors.grads_memory()
+    return factors.sizes.memory // held
 
 
-def samples_of_square(factors: Factors) -> int:
-    """Samples of a block such that the products of the inputs of two blocks, and what goes with them, fit the memory."""
+def samples_of_panels(factors: Factors) -> tuple[int, int]:
+    """Samples whose inputs meet, left and right, such that their products and what goes with them fit the memory."""
     sizes = factors.sizes
-    linear = 2 * sizes.groups * sizes.positions * (sizes.inputs + sizes.outputs)
-    samples = 1
-    while samples < sizes.batch and factors.square_memory() * (2 * samples) ** 2 + linear * 2 * samples <= sizes.memory:
-        samples *= 2
-    return samples
+    n, batch = sizes.positions, sizes.batch
+    square, single = factors.square_memory(), factors.inputs_memory() + factors.grads_memory()
+    rows = max(-(-batch // _BLOCKS), -(-_LEAST_ROWS // n))
+    rows = max(1, min(rows, batch, sizes.memory // (4 * (square + single))))
+    return rows, max(1, (sizes.memory - rows * single) // (rows * square + single))
 
 
 def rows_and_samples(factors: Factors, per_sample: bool) -> tuple[int, int]:
-    """Rows of the weight gradients and samples that are formed at a time."""
+    """Rows of the weight gradients and samples that are formed at a time.
+
+    A fifth of the memory is for the sums of all tasks' rows, and two for what is formed with what it is formed of.
+    """
     sizes = factors.sizes
     row = sizes.groups * sizes.inputs * sizes.tasks
-    rows = max(1, min(sizes.outputs, sizes.memory // (4 * row)))
-    copied = sizes.groups * sizes.positions * (sizes.inputs + sizes.outputs)
-    return rows, sizes.memory // (2 * (copied + (rows * row if per_sample else 0)))
+    rows = max(1, min(sizes.outputs, sizes.memory // (5 * row)))
+    copied = sizes.groups * sizes.positions * sizes.inputs + factors.grads_memory()
+    return rows, 2 * sizes.memory // (5 * (copied + (rows * row if per_sample else 0)))

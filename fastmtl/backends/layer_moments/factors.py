@@ -30,13 +30,14 @@ class Block:
 
     def of(self, tensor: Tensor) -> Tensor:
         """These samples of a tensor."""
-        return tensor[self.first : self.last]
+        return tensor if self.samples == tensor.shape[0] else tensor[self.first : self.last]
 
 
-def blocks(batch: int, size: int) -> list[Block]:
-    """The batch in blocks of at most ``size`` samples, of nearly equal size."""
-    count = -(-batch // max(1, min(size, batch)))
-    return [Block(batch * i // count, batch * (i + 1) // count) for i in range(count)]
+def blocks(batch: int, size: int, first: int = 0) -> list[Block]:
+    """The samples from ``first`` on in blocks of at most ``size``, of nearly equal size."""
+    length = batch - first
+    count = -(-length // max(1, min(size, length)))
+    return [Block(first + length * i // count, first + length * (i + 1) // count) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Factors(ABC):
     sizes: Sizes
     dtype: torch.dtype
     device: torch.device
+    copies: bool = False  # whether gradients are not views: those of all tasks are then held
     bias: bool  # whether a constant input 1 belongs to every position
 
     @abstractmethod
@@ -77,6 +79,10 @@ class Factors(ABC):
     def grad(self, task: int, block: Block) -> Tensor | None:
         """[b, groups, positions, outputs], in whatever dtype it has; None where it did not arrive."""
 
+    def joined_inputs(self, block: Block) -> Tensor:
+        """The same as [groups, b * positions, inputs]."""
+        return joined(self.inputs(block))
+
     def sample_input_gram(self, block: Block) -> Tensor:
         """[b, groups, positions, positions]: inner products of the inputs of each sample, the constant input included."""
         inputs = self.inputs(block)
@@ -84,8 +90,7 @@ class Factors(ABC):
 
     def input_gram(self, left: Block, right: Block) -> Tensor:
         """[groups, left, right]: inner products of the inputs at all positions of the two blocks, as above."""
-        rows = joined(self.inputs(left))
-        columns = rows if left == right else joined(self.inputs(right))
+        rows, columns = (self.joined_inputs(block) for block in (left, right))
         return self.with_bias(rows @ columns.transpose(-1, -2))
 
     def with_bias(self, gram: Tensor) -> Tensor:
@@ -108,6 +113,15 @@ class Factors(ABC):
         """Elements of one task's formed gradient."""
         return self.sizes.groups * self.sizes.inputs * self.sizes.outputs
 
+    def grads_memory(self) -> int:
+        """Numbers held for each sample beside the products of inputs: gradients that are copies, and one product."""
+        one = self.sizes.groups * self.sizes.positions * self.sizes.outputs
+        return one * (2 + (self.sizes.tasks if self.copies else 0))
+
+    def inputs_memory(self) -> int:
+        """Numbers held for each sample to form products of inputs."""
+        return self.sizes.groups * self.sizes.positions * self.sizes.inputs
+
     def square_memory(self) -> int:
         """Numbers held while the products of the inputs of two samples are formed."""
         return self.sizes.groups * self.sizes.positions**2
@@ -115,7 +129,7 @@ class Factors(ABC):
 
 def joined(tensor: Tensor) -> Tensor:
     """[b, groups, positions, f] as [groups, b * positions, f]; positions stay innermost in memory where they are."""
-    if tensor.stride(-1) == 1 or tensor.stride(-2) != 1:
+    if tensor.shape[2] == 1 or tensor.stride(-1) == 1 or tensor.stride(-2) != 1:
         return tensor.transpose(0, 1).flatten(1, 2)
     return tensor.permute(1, 3, 0, 2).flatten(2).transpose(-1, -2)
 

@@ -30,7 +30,8 @@ class LinearFactors(Factors):
         )
 
     def _by_position(self, tensor: Tensor, block: Block) -> Tensor:
-        return block.of(tensor).reshape(block.samples, 1, self.sizes.positions, tensor.shape[-1])
+        part = block.of(tensor).unsqueeze(1)
+        return part if part.dim() == 4 else part.reshape(block.samples, 1, self.sizes.positions, tensor.shape[-1])
 
     def inputs(self, block: Block) -> Tensor:
         """[b, 1, positions, in]."""

@@ -61,26 +61,39 @@ def pad(images: Tensor, geometry: Geometry, mode: str) -> Tensor:
     return F.pad(images, geometry.pads(), mode="constant" if mode == "zeros" else mode)
 
 
+def _windows(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[int]) -> Tensor:
+    """[b, groups, channels / groups, *kernel, *places], a view."""
+    sample, channel, *strides = padded.stride()
+    moved = [stride * step for stride, step in zip(strides, geometry.stride, strict=True)]
+    within = [stride * step for stride, step in zip(strides, geometry.dilation, strict=True)]
+    batch, channels = padded.shape[:2]
+    return padded.as_strided(
+        (batch, groups, channels // groups, *geometry.kernel, *places),
+        (sample, channel * (channels // groups), channel, *within, *moved),
+        padded.storage_offset(),
+    )
+
+
 def patches(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[int]) -> Tensor:
     """[b, groups, places, channels / groups * kernel elements] of padded images: views where possible, else copies.
 
     ``places`` limits the places of the kernel. Within a patch channels come first.
     """
-    sample, channel, *strides = padded.stride()
-    moved = [stride * step for stride, step in zip(strides, geometry.stride, strict=True)]
-    within = [stride * step for stride, step in zip(strides, geometry.dilation, strict=True)]
+    windows = _windows(padded, geometry, groups, places)
     batch, channels = padded.shape[:2]
-    windows = padded.as_strided(
-        (batch, groups, channels // groups, *geometry.kernel, *places),
-        (sample, channel * (channels // groups), channel, *within, *moved),
-        padded.storage_offset(),
-    )
     return windows.reshape(batch, groups, channels // groups * geometry.area, math.prod(places)).transpose(-1, -2)
+
+
+def joined_patches(padded: Tensor, geometry: Geometry, groups: int, places: Sequence[int]) -> Tensor:
+    """[groups, b * places, channels / groups * kernel elements]: those of all images in one copy."""
+    windows = _windows(padded, geometry, groups, places).movedim(0, 2 + len(places))
+    batch, channels = padded.shape[:2]
+    return windows.reshape(groups, channels // groups * geometry.area, batch * math.prod(places)).transpose(-1, -2)
 
 
 def pixels(images: Tensor, groups: int) -> Tensor:
     """[b, channels, *size] as [b, groups, pixels, channels / groups]."""
-    grouped = images.reshape(images.shape[0], groups, images.shape[1] // groups, images[0, 0].numel())
+    grouped = images.reshape(images.shape[0], groups, images.shape[1] // groups, math.prod(images.shape[2:]))
     return grouped.transpose(-1, -2)
 
 
@@ -106,8 +119,9 @@ def patch_gram(left: Tensor, right: Tensor, size: Sequence[int], geometry: Geome
         shift = geometry.dilation[dimension] * math.prod(padded[dimension + 1 :])
         gram = _add_shifted(gram, shift, geometry.kernel[dimension])
     gram = gram.view(-1, counts[0], *padded, counts[1], *padded)
-    at = [slice(0, (n - 1) * step + 1, step) for n, step in zip(places, geometry.stride, strict=True)]
-    gram = gram[(slice(None), slice(None), *at, slice(None), *at)]
+    for dimension, (count, step) in enumerate(zip(places, geometry.stride, strict=True)):
+        for axis in (2 + dimension, 3 + rank + dimension):
+            gram = gram.unfold(axis, 1, step).squeeze(-1).narrow(axis, 0, count)
     return gram.reshape(*lead, *(count * math.prod(places) for count in counts))
 
 
@@ -115,8 +129,9 @@ def _add_shifted(gram: Tensor, shift: int, times: int) -> Tensor:
     """sum_i gram[s + i * shift, s' + i * shift]; what lies beyond the end counts as zero."""
     result = gram.clone() if times > 1 else gram
     for i in range(1, times):
-        offset = i * shift
-        result[:, :-offset, :-offset] += gram[:, offset:, offset:]
+        rows, columns = (extent - i * shift for extent in gram.shape[1:])
+        moved = gram.narrow(1, i * shift, rows).narrow(2, i * shift, columns)
+        result.narrow(1, 0, rows).narrow(2, 0, columns).add_(moved)
     return result
 
 
@@ -125,8 +140,8 @@ def patch_gram_memory(size: Sequence[int], geometry: Geometry) -> int:
     return 3 * math.prod(geometry.padded(size)) ** 2 + math.prod(geometry.places(size)) ** 2
 
 
-# Shifting and adding one number of the Gram matrix costs about as much as this many multiply-adds of a matrix product.
-_SHIFT_COST = 16
+# Shifting and adding one number of the Gram matrix takes as long as this many multiply-adds: measured, see `cost`.
+_SHIFT_COST = 20
 
 
 def patch_gram_cost(size: Sequence[int], geometry: Geometry, channels: int) -> int:

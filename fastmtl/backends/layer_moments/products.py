@@ -9,12 +9,14 @@ Sums over the positions of each sample give Q, over all positions of the batch M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from fastmtl.backends.contract import present_of
 from fastmtl.backends.layer_moments import cost
 from fastmtl.backends.layer_moments.factors import Block, Factors, blocks, joined, parted, times
 from fastmtl.backends.layer_moments.primitives import Primitives
@@ -48,53 +50,52 @@ def samples_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
     for block in blocks(sizes.batch, cost.samples_of_block(factors)):
         gram = factors.sample_input_gram(block)
         if sizes.positions == sizes.groups == 1:
-            rows = [None if grad is None else grad[:, 0, 0] for grad in factors.grads(block)]
+            rows = [None if grad is None else grad.flatten(1) for grad in factors.grads(block)]
             part = primitives.sample_gram(rows, gram.flatten())
         else:
-            products = (times(gram, grad.to(factors.dtype)) for grad in factors.grads(block) if grad is not None)
-            part = _crossed(primitives, products, factors, block)
+            part = _crossed(primitives, factors, block, block, functools.partial(times, gram))
         total = part if total is None else total.add_(part)
     assert total is not None
-    return _symmetric(total)
+    return (total + total.T).div_(2)
 
 
 def batch_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
-    """<sum_b c_kb, sum_b c_jb> from all pairs of positions of the batch, whose order does not matter."""
+    """<sum_b c_kb, sum_b c_jb> from all pairs of positions of the batch.
+
+    The order within a pair does not matter, so each block of samples meets only itself and those after it; what it
+    has in common with those counts twice.
+    """
     sizes = factors.sizes
     total: Tensor | None = None
-    parts = blocks(sizes.batch, cost.samples_of_square(factors))
-    for i, left in enumerate(parts):
-        for right in parts[i:]:
+    rows, columns = cost.samples_of_panels(factors)
+    for left in blocks(sizes.batch, rows):
+        for right in blocks(sizes.batch, columns, left.first):
             gram = factors.input_gram(left, right)
-            products = (
-                parted(times(gram, joined(grad.to(factors.dtype))), left.samples)
-                for grad in factors.grads(right)
-                if grad is not None
-            )
-            part = _crossed(primitives, products, factors, left, whole=left != right)
-            part = part + part.T if left != right else _symmetric(part)
+            own = min(max(0, left.last - right.first), right.samples) * sizes.positions
+            gram.narrow(-1, own, gram.shape[-1] - own).mul_(2)
+
+            def product(grad: Tensor, gram: Tensor = gram, samples: int = left.samples) -> Tensor:
+                return parted(times(gram, joined(grad)), samples)
+
+            part = _crossed(primitives, factors, left, right, product)
             total = part if total is None else total.add_(part)
     assert total is not None
-    return total
+    return (total + total.T).div_(2)
 
 
 def _crossed(
-    primitives: Primitives, products: Iterable[Tensor], factors: Factors, block: Block, whole: bool = False
+    primitives: Primitives, factors: Factors, left: Block, right: Block, product: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """<product_k, delta_j> for j >= k (all j where ``whole``); one product at a time is in memory."""
-    grads = factors.grads(block)
-    present = [task for task, grad in enumerate(grads) if grad is not None]
-    rows: dict[int, Tensor] = {}
-    for task, product in zip(present, products, strict=True):
-        right = grads if whole else [grad if other >= task else None for other, grad in enumerate(grads)]
-        rows[task] = primitives.cross_gram([product], right)
-    zeros = torch.zeros_like(rows[present[0]])
-    return torch.cat([rows.get(task, zeros) for task in range(len(grads))])
-
-
-def _symmetric(upper: Tensor) -> Tensor:
-    """The matrix whose upper triangle is that of ``upper``."""
-    return upper.triu() + upper.triu(1).T
+    """<product(delta_k of right), delta_j of left>, one product at a time."""
+    grads = factors.grads(left)
+    rows = []
+    for task in range(len(grads)):
+        grad = factors.grad(task, right)
+        if grad is None:
+            rows.append(present_of(grads)[0].new_zeros((1, len(grads)), dtype=factors.dtype))
+        else:
+            rows.append(primitives.cross_gram([product(grad.to(factors.dtype))], grads))
+    return torch.cat(rows)
 
 
 def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tuple[Tensor, Tensor | None]:
@@ -104,11 +105,10 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
     Q: Tensor | None = None
     tile, samples = cost.rows_and_samples(factors, per_sample)
     for first in range(0, sizes.outputs, tile):
-        rows = slice(first, min(first + tile, sizes.outputs))
+        rows = range(first, min(first + tile, sizes.outputs))
 
-        def part(block: Block, rows: slice = rows) -> list[Tensor | None]:
-            inputs = factors.inputs(block)
-            inputs = inputs if per_sample else joined(inputs)
+        def part(block: Block, rows: range = rows) -> list[Tensor | None]:
+            inputs = factors.inputs(block) if per_sample else factors.joined_inputs(block)
             return [_formed(factors, grad, rows, inputs, per_sample) for grad in factors.grads(block)]
 
         M, Q = _added(M, Q, by_summing(primitives, part, blocks(sizes.batch, samples), per_sample))
@@ -116,7 +116,7 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
         positions = sizes.groups * sizes.outputs * sizes.tasks
 
         def bias(block: Block) -> list[Tensor | None]:
-            return [None if grad is None else grad.sum(2, dtype=factors.dtype) for grad in factors.grads(block)]
+            return [None if grad is None else _summed(grad, factors.dtype, per_sample) for grad in factors.grads(block)]
 
         parts = blocks(sizes.batch, sizes.memory // positions)
         M, Q = _added(M, Q, by_summing(primitives, bias, parts, per_sample))
@@ -124,14 +124,21 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
     return M, Q
 
 
-def _formed(factors: Factors, grad: Tensor | None, rows: slice, inputs: Tensor, per_sample: bool) -> Tensor | None:
+def _formed(factors: Factors, grad: Tensor | None, rows: range, inputs: Tensor, per_sample: bool) -> Tensor | None:
     """Some rows of a weight gradient: of each sample, or [1, ...] of all of them."""
     if grad is None:
         return None
-    grad = grad[..., rows].to(factors.dtype)
+    grad = grad.narrow(-1, rows.start, len(rows)).to(factors.dtype)
     if per_sample:
         return grad.transpose(-1, -2) @ inputs
     return (joined(grad).transpose(-1, -2) @ inputs).unsqueeze(0)
+
+
+def _summed(grad: Tensor, dtype: torch.dtype, per_sample: bool) -> Tensor:
+    """Gradients of the bias: of each sample, or [1, ...] of all of them."""
+    if not per_sample:
+        return grad.sum((0, 2), dtype=dtype).unsqueeze(0)
+    return grad.sum(2, dtype=dtype)
 
 
 def _added(
@@ -144,7 +151,10 @@ def _added(
 def by_summing(
     primitives: Primitives, part: Callable[[Block], list[Tensor | None]], parts: list[Block], per_sample: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, of the contributions ``part(block)``: T of [samples, ...]."""
+    """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, of the contributions ``part(block)``.
+
+    Those are T tensors [samples, ...] with memory of their own.
+    """
     Q: Tensor | None = None
     sums: list[Tensor | None] = []
     for block in parts:
@@ -154,9 +164,7 @@ def by_summing(
             products = primitives.gram(contributions, tasks)
             Q = products if Q is None else Q + products
         summed = [None if c is None else c.squeeze(0) if c.shape[0] == 1 else c.sum(0) for c in contributions]
-        sums = (
-            summed
-            if not sums
-            else [None if a is None or b is None else a + b for a, b in zip(sums, summed, strict=True)]
-        )
+        if sums:
+            summed = [None if a is None or b is None else a.add_(b) for a, b in zip(sums, summed, strict=True)]
+        sums = summed
     return primitives.gram(sums, tasks), Q

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +26,7 @@ def cross_gram(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) ->
 def sample_gram(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor:
     """sum_b weights_b <g_kb, g_jb> of T gradients [B, ...]."""
     like = present_of(grads)[0]
-    stacked = torch.stack(zeros_for_missing(grads, like)).reshape(len(grads), like.shape[0], like[:1].numel())
+    stacked = torch.stack(zeros_for_missing(grads, like)).reshape(len(grads), like.shape[0], math.prod(like.shape[1:]))
     return torch.einsum("kbp,b,jbp->kj", stacked, weights, stacked)
 
 
