@@ -10,10 +10,11 @@ Costs are counted in multiply-adds of a matrix product. With n positions a sampl
 and every call of torch costs what its overhead does.
 
 The constants are those that `python -m benchmarks.layer_moments constants` printed on one core of an AMD EPYC with
-AVX-512 (20 ps a multiply-add), rounded. There the ways cross, with T = 3: for Linear on 256 samples between widths 256
-(form) and 512 (pairs); for Linear 256 -> 256 on 16 samples between 16 (pairs) and 64 tokens (form); for Conv2d 3x3
-between images of 8x8 (pairs, 256 channels) and 16x16 (form, 128 channels). The model's choice was the faster one, or took
-up to 15 % longer.
+AVX-512 (20 ps a multiply-add), rounded. With T = 3 the model forms M of a Linear layer on 256 samples up to width 256 and
+takes pairs from 320 on (measured: forming faster at 256, pairs at 512). For Linear 256 -> 256 on 16 samples it takes
+pairs for M at 4 tokens and forms it from 16 on (measured: pairs faster at 4, equal at 16, forming at 64). For Conv2d 3x3
+it takes pairs with images of 8x8 and 256 channels, and forms with 16x16 and 128 (as measured). Among "auto", "pairs"
+and "form" the chosen one took at most some 15 % longer than the fastest.
 """
 
 from __future__ import annotations
