@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/*/*.cpp benchmarks/*.cpp)
 
-.PHONY: demo test lint format types pytest bench bench-pytest bench-step self-check wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -42,6 +42,10 @@ bench-pytest: $(VENV)/.test
 
 bench-step: $(VENV)/.test
 	$(BIN)/python -m benchmarks.step $(ARGS)
+
+# Moments of layers against the layers' own backward; `constants` instead of `ratios`: what the cost model assumes.
+bench-layers: $(VENV)/.test
+	$(BIN)/python -m benchmarks.layer_moments ratios $(ARGS)
 
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .

@@ -1,21 +1,24 @@
 """Moments of layers beside the layer's own backward, and the constants of the cost model.
 
-`python -m benchmarks.layer_moments` prints, for layers of many shapes, the time of each way as a ratio to the time of
-the layer's backward for one task, from interleaved rounds, and which way the cost model takes.
-`python -m benchmarks.layer_moments constants` measures what `fastmtl/backends/layer_moments/cost.py` assumes: each in
-multiply-adds of a matrix product that take as long.
+``constants`` measures what `fastmtl/backends/layer_moments/cost.py` assumes: each in multiply-adds of a matrix product
+that take as long.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.timing import conditions, interleaved
+from benchmarks import timing
 from fastmtl import ops
 from fastmtl.backends.layer_moments import patches
 
@@ -47,25 +50,49 @@ def layers(tasks: int) -> dict[str, tuple[nn.Module, Tensor, Moments]]:
     return found
 
 
-def ratios(tasks: int, rounds: int) -> None:
-    """Print one line a layer."""
+def cases(tasks: int) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Name, and the layer's backward for one task, then each way to its moments."""
     for name, (layer, inputs, moments) in layers(tasks).items():
         leaf = inputs.clone().requires_grad_(inputs.is_floating_point())
         output = layer(leaf)
         grads = [torch.randn_like(output) for _ in range(tasks)]
         wanted = [*layer.parameters()] + ([leaf] if leaf.requires_grad else [])
-
-        def backward(output: Tensor = output, wanted: list[Tensor] = wanted, grads: list[Tensor] = grads) -> object:
-            return torch.autograd.grad(output, wanted, grads[0], retain_graph=True)
-
-        variants: dict[str, Callable[[], object]] = {"backward": backward}
-        for way in ("auto", "pairs", "form"):
-            variants[way] = partial(moments, inputs, grads, way=way)
-        variants["auto, M only"] = partial(moments, inputs, grads, per_sample=False)
-        base, *others = interleaved(variants, rounds=rounds, warmup=1)
-        print(f"{name:36} {base.seconds * 1e3:8.2f} ms  " + "  ".join(f"{r.variant} {r}" for r in others), flush=True)
+        yield (
+            name,
+            {
+                "backward": partial(torch.autograd.grad, output, wanted, grads[0], retain_graph=True),
+                **{way: partial(moments, inputs, grads, way=way) for way in ("auto", "pairs", "form")},
+                "auto, M only": partial(moments, inputs, grads, per_sample=False),
+            },
+        )
 
 
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def ratios(
+    tasks: int = 3,
+    rounds: int = 40,
+    threads: int = 2,
+    output: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+) -> None:
+    """Print, for layers of many shapes, the time of the moments against the layer's own backward for one task."""
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    console, rows = Console(width=150), []
+    table = Table("layer", "backward, ms", "auto", "pairs", "form", "auto, M only")
+    for name, variants in cases(tasks):
+        base, *others = timing.interleaved(variants, rounds, warmup=1)
+        table.add_row(name, f"{base.seconds * 1e3:.2f}", *(str(ratio) for ratio in others))
+        rows.append({"layer": name, "tasks": tasks, "backward": base.seconds, "ways": timing.as_rows(others)})
+    console.print(table)
+    console.print(timing.conditions())
+    if output is not None:
+        output.write_text(json.dumps({"conditions": timing.conditions(), "rows": rows}, indent=1) + "\n")
+
+
+@app.command()
 def constants() -> None:
     """Print times of small operations in multiply-adds of a matrix product of the size of a tile."""
     rows = torch.randn(512, 512)
@@ -74,7 +101,7 @@ def constants() -> None:
     pixels, numbers = torch.randn(1, 8 * 64, 64), torch.randn(3, 1 << 22)
     grad, slots = torch.randn(4096, 64), torch.randint(4096, (4096,))
     shifted = 6 * (8 * 100) ** 2  # numbers that are shifted and added for 8 images of 8x8 pixels
-    base, *others = interleaved(
+    base, *others = timing.interleaved(
         {
             "product": lambda: rows @ rows,
             "number": lambda: ops.gram(numbers),
@@ -93,9 +120,4 @@ def constants() -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    print(conditions())
-    if "constants" in sys.argv[1:]:
-        constants()
-    else:
-        ratios(tasks=3, rounds=20)
+    app()

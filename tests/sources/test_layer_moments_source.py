@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fastmtl import GradientStatistics, GradNorm
+from fastmtl import GradientStatistics, GradNorm, MaxGNR
 
 BATCH, TASKS = 4, 3
 
@@ -200,6 +200,20 @@ def test_batch_norm_in_training_has_no_per_sample_gradients() -> None:
         ValueError, match="source: BatchNorm2d in training mode computes with statistics of the whole batch"
     ):
         balancer.fork(layer(images()))
+
+
+def test_batch_norm_in_training_has_a_gram_matrix(backend: str) -> None:
+    layer, x = nn.BatchNorm2d(4), images()
+    targets = [torch.randn_like(x) for _ in range(TASKS)]
+    balancer = MaxGNR(TASKS, source=layer, objective="intertask")
+    balancer(losses_of(list(balancer.fork(features_of(layer, x))), targets)).backward()
+    rows = []
+    for loss in losses_of([features_of(layer, x) for _ in range(TASKS)], targets):
+        grads = torch.autograd.grad(loss, list(layer.parameters()))
+        rows.append(torch.cat([grad.double().flatten() for grad in grads]))
+    expected = torch.stack(rows) @ torch.stack(rows).T
+    scale = expected.diagonal().max()
+    assert (balancer.gram.double() - expected).abs().max() <= 2.0**-20 * scale
 
 
 def test_batch_norm_between_source_and_losses_warns_once() -> None:
