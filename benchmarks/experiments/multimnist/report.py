@@ -140,8 +140,10 @@ def _save_curves(
         axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axis in list(axes.flat)[len(panels) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
+    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel(label, fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
