@@ -18,7 +18,8 @@ from scipy import optimize, sparse
 Array = NDArray[np.float64]
 Generator = np.random.Generator
 
-OBJECTIVES = {"relative": 0.05, "maxmin": 0.1, "intertask": 0.0}  # and the default floors
+# And their floors; that of maxmin is lower than its default, which makes the problems harder.
+OBJECTIVES = {"relative": 0.05, "maxmin": 0.1, "intertask": 0.0}
 SMALLEST_NOISE = 1e-9  # documented: a noise of less than this times w_k^2 num_k counts as this
 
 

@@ -39,7 +39,8 @@ def solution(problem):
     _, message = ops.weigh([torch.ones(())] * tasks, state.weights, torch.ones(tasks, dtype=torch.bool))
     M, Q = torch.from_numpy(problem.M), torch.from_numpy(problem.Q)
     sizes = {"batch": problem.batch, "accumulation": problem.accumulation}
-    ops.gnr_update(M, Q, message, state, **sizes, objective=problem.objective, decay=0.0, step=1.0)
+    floor = gnr_problems.OBJECTIVES[problem.objective] or None
+    ops.gnr_update(M, Q, message, state, **sizes, objective=problem.objective, decay=0.0, step=1.0, floor=floor)
     weights = state.weights.double().numpy()
     assert state.counters.tolist() == [1, 0], problem.name
     assert np.all(np.isfinite(weights)) and np.all(weights > 0), problem.name
