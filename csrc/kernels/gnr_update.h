@@ -70,12 +70,14 @@ class GnrUpdate {
   static constexpr double kLargest = 3.4028234663852886e38;  // the largest float32
   static constexpr float kTiniest = 1.17549435e-38f;         // the smallest normal float32
   static constexpr double kRounding = 1e-6;                  // a variance below this times the mean square is rounding
+  static constexpr int kShares = 9;                          // from 1 / accumulation to 1
   static constexpr double kUnknown = __builtin_nan("");
 
   GnrArguments<Moment> a_;
   Team team_;
   int64_t T_;
   double units_ = 1;
+  double noise_left_ = 1;
   double *sound_, *numerators_, *second_, *rounding_, *order_, *blended_, *solver_memory_;
 
   FASTMTL_HD static bool isfinite_(double x) { return x - x == 0; }
@@ -141,7 +143,7 @@ class GnrUpdate {
   FASTMTL_HD double signal(int64_t k, int64_t j) const { return average(without_noise() ? 2 : 0, k, j); }
   FASTMTL_HD double noise(int64_t k, int64_t j) const {
     if (without_noise() || rounding_[k] != 0 || rounding_[j] != 0) return 0;
-    return average(1, k, j) / static_cast<double>(a_.batch * a_.accumulation);
+    return average(1, k, j) / static_cast<double>(a_.batch) * noise_left_;
   }
   FASTMTL_HD bool active(int64_t k) const { return present(k) && second_[k] > 0; }
 
@@ -150,10 +152,7 @@ class GnrUpdate {
       if (!present(k)) continue;
       const double S = signal(k, k), C = average(1, k, k);
       rounding_[k] = C <= kRounding * (S + C);  // S + C is Q
-      const double alone = noise(k, k);
-      second_[k] = S + alone;
-      const double numerator = without_noise() || a_.objective == GnrObjective::maxmin ? S : alone;
-      numerators_[k] = without_noise() ? S : fmax(numerator, a_.floor * second_[k]);
+      second_[k] = numerators_[k] = S + noise(k, k);
     }
     team_.sync();
     if (team_.rank() == 0) {
@@ -175,6 +174,15 @@ class GnrUpdate {
     if (tasks == 0) return;
 
     MaxMin<Team> solver(team_, tasks, solver_memory_);
+    if (!without_noise()) {
+      noise_left_ = noise_left(solver, tasks);
+      for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
+        const int64_t k = task(row);
+        const double S = signal(k, k), alone = noise(k, k);
+        numerators_[k] = fmax(a_.objective == GnrObjective::maxmin ? S : alone, a_.floor * (S + alone));
+      }
+      team_.sync();
+    }
     for (int64_t row = team_.rank(); row < tasks; row += team_.size()) sound_[row] = fill(solver, row, tasks);
     team_.sync();
     const double* v = solver.solve();
@@ -192,6 +200,19 @@ class GnrUpdate {
       const float weight = static_cast<float>(blended_[row] * (budget / sum));
       a_.weights[task(row)] = weight < kTiniest ? kTiniest : weight;
     }
+  }
+
+  // The share of a micro-batch's noise that is left in an update: 1 / accumulation, or more where S, whose own error
+  // can be larger than that, would make the expected square of an update, S + share * noise, negative.
+  FASTMTL_HD double noise_left(MaxMin<Team>& solver, int64_t tasks) {
+    if (a_.accumulation == 1) return 1;
+    for (int64_t row = team_.rank(); row < tasks; row += team_.size()) fill(solver, row, tasks);
+    team_.sync();
+    for (int step = 0; step < kShares - 1; ++step) {
+      const double share = pow(static_cast<double>(a_.accumulation), static_cast<double>(step) / (kShares - 1) - 1);
+      if (solver.semidefinite(share)) return share;
+    }
+    return 1;
   }
 
   FASTMTL_HD int64_t task(int64_t row) const { return static_cast<int64_t>(order_[row]); }

@@ -9,9 +9,10 @@
 namespace fastmtl {
 
 constexpr int kIterations = 32;
-constexpr double kSmallestNoise = 1e-9;   // n_k >= this times v_k^2: bounds the ratio of a task without noise
-constexpr double kFarthest = 3;           // the largest relative change of a weight in one iteration
-constexpr double kSmallestPivot = 1e-11;  // of the diagonal; below, the Hessian counts as indefinite
+constexpr double kSmallestNoise = 1e-9;    // n_k >= this times v_k^2: bounds the ratio of a task without noise
+constexpr double kFarthest = 3;            // the largest relative change of a weight in one iteration
+constexpr double kRoundingOfUnits = 1e-9;  // of a matrix whose diagonal is about 1
+constexpr double kSmallestPivot = 1e-11;   // of the diagonal; below, the Hessian counts as indefinite
 
 // A primal-dual interior-point method on: minimise sigma where z_k(log v) <= sigma, with z_k = log v' A_k v / v_k^2 and
 // A_k = R with row and column k set to zero, plus E. The same steps as backends/reference/max_min.py, on the tasks that
@@ -31,6 +32,16 @@ class MaxMin {
 
   FASTMTL_HD double* R() { return R_; }
   FASTMTL_HD double* E() { return E_; }
+
+  // Whether R + share * E is positive semidefinite, up to rounding.
+  FASTMTL_HD bool semidefinite(double share) {
+    for (int64_t i = team_.rank(); i < n_ * n_; i += team_.size())
+      H_[i] = R_[i] + share * E_[i] + (i % (n_ + 1) == 0 ? kRoundingOfUnits : 0);
+    team_.sync();
+    const bool result = factorise(H_, 0);
+    team_.sync();
+    return result;
+  }
 
   // v, up to a factor, with mean 1.
   FASTMTL_HD const double* solve() {

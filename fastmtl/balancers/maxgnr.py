@@ -46,8 +46,8 @@ class MaxGNR(NoiseBalancer):
             varies from batch to batch and from sample to sample (valid pixels) measures M and Q exactly, but biases S and C,
             whose samples then count unequally: divide by a fixed expected number instead.
         accumulation_steps: backwards that are added up before the optimiser steps; the noise of an update is that of
-            ``accumulation_steps`` batches. S stays as uncertain as the batches that it is measured on: with many steps
-            average longer (``ema``).
+            ``accumulation_steps`` batches, as far as S, which stays as uncertain as the batches that it is measured on, can
+            tell so little: with many steps average longer (``ema``).
         update_every: measure and update in every n-th step only; the steps between cost nothing.
 
     Attributes:

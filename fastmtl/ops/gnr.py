@@ -154,9 +154,10 @@ def gnr_update(
     - ``"none"``: measures and averages; the weights stay.
 
     Here M_kk = S_kk + C_kk / B of the averages; C_kk below 1e-6 (S_kk + C_kk) is rounding and counts as 0, with its row
-    and column. A noise below 1e-9 w_k^2 num_k counts as that. The optimum is global where every A_k is positive semidefinite, as
-    it is for exact moments; estimates with B far above the batch that they come from can leave that, and then it is a
-    local one.
+    and column. A noise below 1e-9 w_k^2 num_k counts as that. With ``accumulation`` the noise of an update is C / B, or as much
+    more, up to that of one micro-batch, as makes S + noise positive semidefinite: the error of S, which comes from
+    single micro-batches, can be larger than the noise that is left. The optimum is global where every A_k is positive
+    semidefinite, as it is for exact moments and nearly always for estimates; else it is a local one.
 
     - Tasks that are absent, got no gradient, or have M_kk <= 0 keep their weight; the others share what they had.
     - A non-finite loss, moment (beyond float32 included) or scale of a present task changes nothing but ``counters[1]``.

@@ -154,9 +154,21 @@ FAMILIES = [*SIGNALS, "small-batches", "scales", "zero-gradient"]
 SIZES = [2, 3, 4, 5, 7, 10, 16]
 
 
+def _noise_left(S: Array, noise: Array, accumulation: int) -> float:
+    """The least share of the noise, from 1 / accumulation to 1 in eight equal factors, that makes S + share * noise semidefinite."""
+    tasks = np.flatnonzero((S + noise).diagonal() > 0)
+    d = 1 / np.sqrt((S + noise).diagonal()[tasks])
+    R, E = (matrix[np.ix_(tasks, tasks)] * d[:, None] * d for matrix in (S, noise))
+    for step in range(8):
+        share = float(accumulation) ** (step / 8 - 1)
+        if np.linalg.eigvalsh(R + share * E).min() > -1e-9:
+            return share
+    return 1.0
+
+
 def game(problem: Problem) -> Game:
-    """What the weights are for, from the moments (MATH: sections 2 and 5)."""
-    batch, effective = problem.batch, problem.batch * problem.accumulation
+    """What the weights are for, from the moments."""
+    batch, left = problem.batch, 1.0
     if problem.objective == "intertask":
         S, C = problem.M, np.zeros_like(problem.M)
     else:
@@ -164,15 +176,17 @@ def game(problem: Problem) -> Game:
         S = problem.M - C / batch
         rounding = C.diagonal() <= 1e-6 * (S + C).diagonal()
         C = np.where(rounding[:, None] | rounding, 0, C)
-    second = S.diagonal() + C.diagonal() / effective
-    numerators = {"relative": C.diagonal() / effective, "maxmin": S.diagonal(), "intertask": second}[problem.objective]
+        left = _noise_left(S, C / batch, problem.accumulation)
+    tasks = np.flatnonzero(S.diagonal() + C.diagonal() / batch > 0)
+    C = C * left
+    second = S.diagonal() + C.diagonal() / batch
+    numerators = {"relative": C.diagonal() / batch, "maxmin": S.diagonal(), "intertask": second}[problem.objective]
     numerators = np.maximum(numerators, OBJECTIVES[problem.objective] * second)
-    tasks = np.flatnonzero(second > 0)
     A = []
     for k in range(len(tasks)):
         others = S[np.ix_(tasks, tasks)].copy()
         others[k] = others[:, k] = 0
-        A.append(others + C[np.ix_(tasks, tasks)] / effective)
+        A.append(others + C[np.ix_(tasks, tasks)] / batch)
     return Game(np.array(A), numerators[tasks], tasks)
 
 

@@ -77,13 +77,10 @@ def test_a_task_without_gradient_keeps_its_weight(backend, index):
 
 
 @pytest.mark.parametrize("index", range(30))
-def test_where_noise_is_estimated_as_negative(backend, index):
-    """An effective batch far above the measured one leaves A_k indefinite: weights stay sound, no worse than 1 / sqrt(num)."""
+def test_far_more_samples_in_an_update_than_measured(backend, index):
+    """S, from small batches, cannot tell so little noise: as much of it is left as makes the problem one that has a solution."""
     problem = gnr_problems.problem("small-batches", index, SIZES[index % len(SIZES)], accumulation=64)
-    weights, game = solution(problem), gnr_problems.game(problem)
-    alone = weights.copy()
-    alone[game.tasks] = 1 / np.sqrt(game.numerators)
-    assert game.worst(weights) >= game.worst(alone) * (1 - 1e-6)
+    assert is_best(problem)
 
 
 def test_the_certificate_notices_a_worse_point():

@@ -10,19 +10,49 @@ from fastmtl.backends.reference.max_min import max_min
 ROUNDING = 1e-6  # a variance below this times the mean square is float32 rounding
 
 
+# From 1 / accumulation to 1: how little of the sampling noise may be left in an update of several micro-batches.
+SHARES = 9
+
+
+def _noise_left(S: Tensor, noise: Tensor, active: Tensor, accumulation: int) -> Tensor:
+    """The share of a micro-batch's noise that is left in an update: 1 / accumulation, or more where S cannot tell.
+
+    The expected square of an update is a positive semidefinite form of the weights, S + share * noise. S comes from
+    single micro-batches: where its own error is larger than the noise that is left, the form is not one.
+    """
+    if accumulation == 1:
+        return torch.ones((), dtype=S.dtype, device=S.device)
+    d = torch.where(active, (S + noise).diagonal(), 1.0).rsqrt()
+    pairs = active[:, None] & active
+    R, E = (torch.where(pairs, matrix * d[:, None] * d, 0.0) for matrix in (S, noise))
+    exponents = torch.linspace(-1, 0, SHARES, dtype=S.dtype, device=S.device)
+    shares = float(accumulation) ** exponents
+    tolerance = torch.diag(torch.where(active, 1e-9, 1.0).to(S.dtype))
+    _, failed = torch.linalg.cholesky_ex(R + shares[:, None, None] * E + tolerance, check_errors=False)
+    return torch.where(failed == 0, shares, 1.0).min()
+
+
 def _ratios(
-    averages: Tensor, shares: Tensor, measured_noise: bool, objective: str, effective: int, floor: float
+    averages: Tensor,
+    shares: Tensor,
+    measured_noise: bool,
+    present: Tensor,
+    objective: str,
+    batch: int,
+    accumulation: int,
+    floor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """S, C / B, the numerators and M_kk of the averages, without the bias of their start."""
+    """S, the noise of an update, the numerators and the tasks to weigh, of the averages without the bias of their start."""
     S, C, M = averages / shares
     if objective == "intertask" or not measured_noise:
         second = M.diagonal()
-        return M, torch.zeros_like(M), second, second
+        return M, torch.zeros_like(M), second, present & (second > 0)
     rounding = C.diagonal() <= ROUNDING * (S + C).diagonal()  # S + C is Q
-    noise = torch.where(rounding[:, None] | rounding, 0.0, C) / effective
-    second = S.diagonal() + noise.diagonal()
+    noise = torch.where(rounding[:, None] | rounding, 0.0, C) / batch
+    active = present & ((S + noise).diagonal() > 0)
+    noise = noise * _noise_left(S, noise, active, accumulation)
     numerators = noise.diagonal() if objective == "relative" else S.diagonal()
-    return S, noise, torch.maximum(numerators, floor * second), second
+    return S, noise, torch.maximum(numerators, floor * (S + noise).diagonal()), active
 
 
 def gnr_update(
@@ -73,9 +103,9 @@ def gnr_update(
     moments.copy_(torch.where(taken, torch.stack([M, Q]).float(), moments))
 
     if objective != "none":
-        effective = batch * accumulation
-        S, noise, numerators, second = _ratios(averages, shares, measured_noise, objective, effective, floor)
-        active = accepted & present & (second > 0)
+        S, noise, numerators, active = _ratios(
+            averages, shares, measured_noise, accepted & present, objective, batch, accumulation, floor
+        )
         goal = max_min(S, noise, numerators, active)
         blended = torch.where(active, ((1 - step) * weights.double().log() + step * goal).exp(), 0.0)
         budget = tasks - torch.where(active, 0.0, weights.double()).sum()  # the tasks left out keep their weight
