@@ -155,7 +155,7 @@ SIZES = [2, 3, 4, 5, 7, 10, 16]
 
 
 def _noise_left(S: Array, noise: Array, accumulation: int) -> float:
-    """The least share of the noise, from 1 / accumulation to 1 in eight equal factors, that makes S + share * noise semidefinite."""
+    """The least of 1 / accumulation to 1, in eight equal factors, that makes S + share * noise semidefinite."""
     tasks = np.flatnonzero((S + noise).diagonal() > 0)
     d = 1 / np.sqrt((S + noise).diagonal()[tasks])
     R, E = (matrix[np.ix_(tasks, tasks)] * d[:, None] * d for matrix in (S, noise))
