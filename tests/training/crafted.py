@@ -47,3 +47,16 @@ def changed(balancer: Balancer, before: dict[str, Tensor]) -> set[str]:
     """The names of the state tensors that are not bit for bit as before (NaN equals NaN)."""
     now = dict(balancer.named_buffers())
     return {name for name, old in before.items() if not torch.equal(now[name].nan_to_num(-1), old.nan_to_num(-1))}
+
+
+def spoiled_step(balancer: Balancer, what: str, bad: float) -> None:
+    """A step of three tasks in which one "loss", one "gradient" or the "scale" is ``bad``."""
+    norms, values, scale = [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1.0
+    if what == "loss":
+        values[1] = bad
+    elif what == "gradient":
+        norms[1] = bad
+    else:
+        assert what == "scale"
+        scale = bad
+    crafted_step(balancer, norms, values, scale=scale)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmtl import GradientStatistics, MaxGNR
-from tests.training.crafted import changed, crafted_step, snapshot
+from tests.training.crafted import changed, crafted_step, snapshot, spoiled_step
 from tests.training.networks import (
     Problem,
     add_up,
@@ -106,14 +106,7 @@ def test_non_finite_changes_nothing_but_a_count(what: str, bad: float, backend: 
     balancer = MaxGNR(3, source="features")
     crafted_step(balancer, [1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     before = snapshot(balancer)
-    norms, values, scale = [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1.0
-    if what == "loss":
-        values[1] = bad
-    elif what == "gradient":
-        norms[1] = bad
-    else:
-        scale = bad
-    crafted_step(balancer, norms, values, scale=scale)
+    spoiled_step(balancer, what, bad)
     assert changed(balancer, before) == {"counters"}
     assert balancer.report()["non_finite"] == 1 and balancer.report()["updates"] == 1
 

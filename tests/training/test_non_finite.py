@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastmtl import GradNorm
-from tests.training.crafted import changed, crafted_step, snapshot
+from tests.training.crafted import changed, crafted_step, snapshot, spoiled_step
 from tests.training.networks import PLACES, balanced, gradnorm_for, linear_problem
 
 BAD = [math.nan, math.inf, -math.inf]
@@ -26,14 +26,7 @@ def started(**options: object) -> GradNorm:
 def test_whole_state_stays(what: str, bad: float, optimizer: str, backend: str) -> None:
     balancer = started(optimizer=optimizer)
     before = snapshot(balancer)
-    norms, values, scale = [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1.0
-    if what == "loss":
-        values[1] = bad
-    elif what == "gradient":
-        norms[1] = bad
-    else:
-        scale = bad
-    crafted_step(balancer, norms, values, scale=scale)
+    spoiled_step(balancer, what, bad)
     assert changed(balancer, before) == {"counters"}
     assert balancer.report()["non_finite"] == 1 and balancer.report()["updates"] == 1
 

@@ -1,0 +1,208 @@
+// Gram matrices and inner products of rows, in tiles whose products stay in registers.
+#pragma once
+
+#include "vectors_impl.h"
+
+namespace fastmtl {
+namespace {
+
+// Rows to prefetch while one tile runs, into the L2 cache: L1 is full of what is being computed.
+template <class S, int N>
+struct Ahead {
+  const char *within[N], *beyond[N];  // where element 0 would lie, so far ahead, before and after the turn
+  const char *out_within, *out_beyond;
+  int64_t turn, step;  // the first element whose place is beyond the end; bytes per element
+
+  // Rows [first, last). There is always something to prefetch, if only what is in the cache.
+  Ahead(const Prefetch& ahead, const S* const* rows, int64_t count, int64_t first, int64_t last, const S* out)
+      : turn(count - ahead.distance), step(ahead.next == nullptr ? 0 : ahead.bytes_per_element) {
+    for (int i = 0; i < N; ++i) {
+      within[i] = beyond[i] = reinterpret_cast<const char*>(rows[0]);
+      if (ahead.next == nullptr || first + i >= last) continue;
+      within[i] = reinterpret_cast<const char*>(rows[first + i] + ahead.distance);
+      beyond[i] = ahead.next[first + i] - turn * step;
+    }
+    out_within = out_beyond = reinterpret_cast<const char*>(rows[0]);
+    if (ahead.out != nullptr) {
+      out_within = reinterpret_cast<const char*>(out + ahead.distance);
+      out_beyond = ahead.out - turn * step;
+    }
+  }
+  inline void operator()(int64_t element) const {
+    const char* const* from = element < turn ? within : beyond;
+    FASTMTL_UNROLL for (int i = 0; i < N; ++i) __builtin_prefetch(from[i] + element * step, 0, 2);
+  }
+  inline void of_out(int64_t element) const {
+    __builtin_prefetch((element < turn ? out_within : out_beyond) + element * step, 1, 3);
+  }
+};
+
+constexpr int kPrefetched = kTile;  // rows a tile, at most
+
+template <class S, int R, int C, bool Diagonal>
+void gram_tile(const S* const* a, const S* const* b, int64_t begin, int64_t end, double* lanes, int64_t tasks,
+               const Ahead<S, kPrefetched>& ahead) {
+  const S *left[R], *right[C];
+  FASTMTL_UNROLL for (int r = 0; r < R; ++r) left[r] = a[r];
+  FASTMTL_UNROLL for (int c = 0; c < C; ++c) right[c] = b[c];
+  Vector<S> products[R][C] = {};
+  for (int64_t i = begin; i < end; i += kWidth<S>) {
+    Vector<S> x[R];
+    FASTMTL_UNROLL for (int r = 0; r < R; ++r) x[r] = load(left[r] + i);
+    FASTMTL_UNROLL for (int c = 0; c < C; ++c) {
+      const Vector<S> y = Diagonal ? x[c < R ? c : 0] : load(right[c] + i);
+      FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
+        if (!Diagonal || r <= c) products[r][c] += x[r] * y;
+      }
+    }
+    ahead(i);
+  }
+  FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
+    FASTMTL_UNROLL for (int c = Diagonal ? r : 0; c < C; ++c)
+        add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
+  }
+}
+
+template <class S>
+using Tile = void (*)(const S* const*, const S* const*, int64_t, int64_t, double*, int64_t,
+                      const Ahead<S, kPrefetched>&);
+
+template <class S>
+constexpr Tile<S> kSquareTiles[] = {
+    gram_tile<S, 1, 1, true>, gram_tile<S, 2, 2, true>, gram_tile<S, 3, 3, true>,
+    gram_tile<S, 4, 4, true>, gram_tile<S, 5, 5, true>,
+};
+
+template <class S, int R>
+constexpr Tile<S> tile_of_rows(int64_t columns) {
+  constexpr Tile<S> tiles[] = {gram_tile<S, R, 1, false>, gram_tile<S, R, 2, false>, gram_tile<S, R, 3, false>,
+                               gram_tile<S, R, 4, false>, gram_tile<S, R, 5, false>};
+  return tiles[columns - 1];
+}
+
+template <class S>
+Tile<S> tile_of(int64_t rows, int64_t columns) {
+  switch (rows) {
+    case 1:
+      return tile_of_rows<S, 1>(columns);
+    case 2:
+      return tile_of_rows<S, 2>(columns);
+    case 3:
+      return tile_of_rows<S, 3>(columns);
+    case 4:
+      return tile_of_rows<S, 4>(columns);
+    default:
+      return tile_of_rows<S, 5>(columns);
+  }
+}
+
+// The tiles of the upper triangle. Tasks are cut into blocks of nearly equal size.
+struct Tiling {
+  int64_t tasks, blocks, tiles, tile = 0;
+
+  explicit Tiling(int64_t count)
+      : tasks(count), blocks((count + kTile - 1) / kTile), tiles(blocks * (blocks + 1) / 2) {}
+  int64_t begin(int64_t block) const { return block * tasks / blocks; }
+  int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
+
+  // Each tile prefetches its share of the rows, so that memory and arithmetic are busy at the same time.
+  template <class S>
+  Ahead<S, kPrefetched> share(const Prefetch& ahead, const S* const* rows, int64_t count, const S* out) {
+    const int64_t first = tile * tasks / tiles;
+    ++tile;
+    return {ahead, rows, count, first, tile * tasks / tiles, out};
+  }
+};
+
+// Gram matrix of the elements [begin, end), a multiple of the vector width. The tiles on the diagonal are those of
+// `diagonal(block, ahead)`.
+template <class S, class Diagonal>
+inline void gram_vectors(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, double* lanes,
+                         const Prefetch& ahead, int64_t count, const S* out, const Diagonal& diagonal) {
+  Tiling tiling(tasks);
+  for (int64_t bi = 0; bi < tiling.blocks; ++bi) {
+    const int64_t i = tiling.begin(bi);
+    diagonal(i, tiling.size(bi), tiling.share(ahead, rows, count, out));
+    for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
+      const int64_t j = tiling.begin(bj);
+      tile_of<S>(tiling.size(bi), tiling.size(bj))(rows + i, rows + j, begin, end, lanes + (i * tasks + j) * kDoubles,
+                                                   tasks, tiling.share(ahead, rows, count, out));
+    }
+  }
+}
+
+// What is left after the last whole vector: copied and padded with zeros, a few rows' pairs at a time.
+template <class S>
+void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest, double* lanes) {
+  alignas(64) S padded[2][kTile][kWidth<S>];
+  const S* pointers[2][kTile];
+  const Tiling tiling(tasks);
+  const auto fill = [&](int side, int64_t first, int64_t size) {
+    for (int64_t r = 0; r < size; ++r) {
+      std::memset(padded[side][r], 0, sizeof padded[side][r]);
+      std::memcpy(padded[side][r], rows[first + r] + begin, rest * sizeof(S));
+      pointers[side][r] = padded[side][r];
+    }
+  };
+  for (int64_t bi = 0; bi < tiling.blocks; ++bi) {
+    const int64_t i = tiling.begin(bi), height = tiling.size(bi);
+    fill(0, i, height);
+    const Ahead<S, kPrefetched> ahead(Prefetch{}, pointers[0], 0, 0, 0, pointers[0][0]);
+    kSquareTiles<S>[height - 1](pointers[0], pointers[0], 0, 1, lanes + (i* tasks + i)* kDoubles, tasks, ahead);
+    for (int64_t bj = bi + 1; bj < tiling.blocks; ++bj) {
+      const int64_t j = tiling.begin(bj), width = tiling.size(bj);
+      fill(1, j, width);
+      tile_of<S>(height, width)(pointers[0], pointers[1], 0, 1, lanes + (i * tasks + j) * kDoubles, tasks, ahead);
+    }
+  }
+}
+
+template <class S>
+void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& prefetch) {
+  const int64_t whole = count - count % kWidth<S>;
+  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+    const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
+      kSquareTiles<S>[size - 1](rows + i, rows + i, begin, end, lanes + (i* tasks + i)* kDoubles, tasks, ahead);
+    };
+    gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, nullptr, diagonal);
+  });
+  if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
+}
+
+// All products of a few rows on the left with a few on the right: what `visit(tile, i, j)` is called for.
+template <class S, class Visit>
+inline void for_each_cross_tile(int64_t rows, int64_t columns, const Visit& visit) {
+  const Tiling left(rows), right(columns);
+  for (int64_t bi = 0; bi < left.blocks; ++bi) {
+    for (int64_t bj = 0; bj < right.blocks; ++bj)
+      visit(tile_of<S>(left.size(bi), right.size(bj)), left.begin(bi), right.begin(bj), left.size(bi), right.size(bj));
+  }
+}
+
+template <class S>
+void cross(const S* const* left, int64_t rows, const S* const* right, int64_t columns, int64_t count, double* lanes) {
+  const int64_t whole = count - count % kWidth<S>, rest = count - whole;
+  const Ahead<S, kPrefetched> nothing(Prefetch{}, left, 0, 0, 0, nullptr);
+  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+    for_each_cross_tile<S>(rows, columns, [&](Tile<S> tile, int64_t i, int64_t j, int64_t, int64_t) {
+      tile(left + i, right + j, begin, end, lanes + (i * columns + j) * kDoubles, columns, nothing);
+    });
+  });
+  if (rest == 0) return;
+  alignas(64) S padded[2][kTile][kWidth<S>] = {};  // zeros after the rest
+  const S* pointers[2][kTile];
+  for_each_cross_tile<S>(rows, columns, [&](Tile<S> tile, int64_t i, int64_t j, int64_t height, int64_t width) {
+    const auto fill = [&](int side, const S* const* from, int64_t size) {
+      for (int64_t r = 0; r < size; ++r) {
+        std::memcpy(padded[side][r], from[r] + whole, rest * sizeof(S));
+        pointers[side][r] = padded[side][r];
+      }
+    };
+    fill(0, left + i, height);
+    fill(1, right + j, width);
+    tile(pointers[0], pointers[1], 0, 1, lanes + (i * columns + j) * kDoubles, columns, nothing);
+  });
+}
+
+}  // namespace
+}  // namespace fastmtl
