@@ -95,6 +95,11 @@ def use_of(module: nn.Module, users: Sequence[tuple[Tensor, list[tuple[Node, int
     if trained_bias and not _adds_bias(node, by_parameter[id(bias)]):
         raise ValueError(f"source: the bias of {name} is not used together with its weight")
     read = _READERS.get(node.name())
+    if "Compiled" in node.name():
+        raise ValueError(
+            f"source: {name} is part of a compiled backbone, where its input is out of reach: use source='features', or "
+            "fork(layer_output, tail=the_rest)"
+        )
     if read is None:
         raise ValueError(
             f"source: expected a linear, convolution, embedding or norm layer to measure per-sample gradients, got {name} "

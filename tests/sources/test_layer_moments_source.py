@@ -266,3 +266,12 @@ def test_what_cannot_be_measured_says_so() -> None:
     features = checkpoint(checkpointed, torch.randn(BATCH, 5, requires_grad=True), use_reentrant=False)
     with pytest.raises(ValueError, match="source: the input of Linear is not kept"):
         GradientStatistics(2, source=checkpointed).fork(features)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_a_compiled_backbone_says_so() -> None:
+    layer = nn.Linear(5, 5)
+    trunk = torch.compile(nn.Sequential(layer, nn.Tanh()), backend="aot_eager")
+    features = trunk(torch.randn(BATCH, 5))
+    with pytest.raises(ValueError, match="source: Linear is part of a compiled backbone"):
+        GradientStatistics(2, source=layer).fork(features)

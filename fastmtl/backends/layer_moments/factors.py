@@ -30,7 +30,7 @@ class Block:
 
     def of(self, tensor: Tensor) -> Tensor:
         """These samples of a tensor."""
-        return tensor if self.samples == tensor.shape[0] else tensor[self.first : self.last]
+        return tensor if self.samples == tensor.shape[0] else tensor.narrow(0, self.first, self.samples)
 
 
 def blocks(batch: int, size: int, first: int = 0) -> list[Block]:
