@@ -15,11 +15,13 @@ for version in ${TORCHES:-2.13.0 2.14.1}; do
   fi
   env=build/wheel-check/$version
   [ -x "$env/bin/python" ] || "${PYTHON:-python3}" -m venv "$env"
-  "$env/bin/python" -m pip install -q --upgrade "torch==$version" setuptools numpy pytest==9.2.0 hypothesis==6.170.15
+  "$env/bin/python" -m pip install -q --upgrade "torch==$version" setuptools numpy pytest==9.2.0 \
+    hypothesis==6.170.15 scipy==1.17.1 clarabel==0.11.1
   "$env/bin/python" -m pip install -q --no-deps --force-reinstall "$wheel"
-  # The tests run from a folder without the sources, so that the installed wheel is what they import.
+  # The tests (and the benchmarks, whose measure of memory they use) run from a folder without the sources, so that the
+  # installed wheel is what they import.
   place=$(mktemp -d)
-  cp -r tests pyproject.toml "$place"
+  cp -r tests benchmarks pyproject.toml "$place"
   (
     python=$PWD/$env/bin/python
     cd "$place"
