@@ -150,13 +150,15 @@ class Balancer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the state dict holds besides tensors."""
-        return {"tasks": list(self.tasks)}
+        return {"tasks": list(self.tasks), "balancer": type(self).__name__}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """What is there to check is checked before anything is loaded."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         extra = state_dict.get(f"{prefix}_extra_state")
+        if extra is not None and extra.get("balancer", type(self).__name__) != type(self).__name__:
+            raise ValueError(f"state_dict: expected that of {type(self).__name__}, got that of {extra['balancer']}")
         if extra is not None and list(extra["tasks"]) != list(self.tasks):
             raise ValueError(f"state_dict: expected the tasks {list(self.tasks)}, got {extra['tasks']}")
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from fastmtl import Balancer, DynamicWeightAverage, FixedWeights, GradNorm, UncertaintyWeighting
+from fastmtl import (
+    Balancer,
+    DynamicWeightAverage,
+    FixedWeights,
+    GradientStatistics,
+    GradNorm,
+    MaxGNR,
+    UncertaintyWeighting,
+)
 from tests.training.networks import Problem, balanced, linear_problem
 
 NAMES = ["a", "b", "c"]
@@ -19,6 +27,9 @@ MAKERS: dict[str, Make] = {
     "fixed": lambda tasks, _: FixedWeights(tasks),
     "uncertainty": lambda tasks, _: UncertaintyWeighting(tasks, kinds="regression"),
     "dwa": lambda tasks, _: DynamicWeightAverage(tasks),
+    "maxgnr, features": lambda tasks, _: MaxGNR(tasks, source="features"),
+    "maxgnr, layer": lambda tasks, problem: MaxGNR(tasks, source=problem.trunk.shared),
+    "statistics": lambda tasks, problem: GradientStatistics(tasks, source=problem.trunk.shared),
     "gradnorm, features": lambda tasks, _: GradNorm(tasks, alpha=0.5),
     "gradnorm, layer": lambda tasks, problem: GradNorm(tasks, alpha=0.5, source=problem.trunk.shared),
 }
@@ -161,3 +172,18 @@ def test_errors_are_shared(make: Make) -> None:
         balancer({**losses, "a": losses["a"].detach()})
     with pytest.raises(ValueError, match="present: unknown tasks"):
         balancer(losses, present=["d"])
+
+
+def test_a_state_dict_of_another_balancer_is_refused() -> None:
+    """Also where the names of the tensors agree."""
+    fixed, statistics = FixedWeights(2), GradientStatistics(2, source="features", weights=[0.5, 1.5])
+    for balancer, state, name in (
+        (GradNorm(2, alpha=1.0), fixed, "FixedWeights"),
+        (MaxGNR(2, source="features"), statistics, "GradientStatistics"),
+    ):
+        before = balancer.weights.clone()
+        with pytest.raises(
+            ValueError, match=f"state_dict: expected that of {type(balancer).__name__}, got that of {name}"
+        ):
+            balancer.load_state_dict(state.state_dict())
+        assert torch.equal(balancer.weights, before)

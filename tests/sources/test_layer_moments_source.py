@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -275,3 +276,46 @@ def test_a_compiled_backbone_says_so() -> None:
     features = trunk(torch.randn(BATCH, 5))
     with pytest.raises(ValueError, match="source: Linear is part of a compiled backbone"):
         GradientStatistics(2, source=layer).fork(features)
+
+
+def positions_first(layer: nn.Module, x: Tensor) -> Tensor:
+    """[B, S, D] through a layer that sees [S, B, D]."""
+    return layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+def flattened_positions_first(layer: nn.Module, x: Tensor) -> Tensor:
+    """[B, S, D] through a layer that sees [S * B, D]."""
+    batch, length, width = x.shape
+    return layer(x.transpose(0, 1).reshape(-1, width)).reshape(length, batch, -1).transpose(0, 1)
+
+
+@pytest.mark.parametrize(("forward", "length"), [(positions_first, BATCH), (flattened_positions_first, 6)])
+def test_samples_that_are_not_first_are_noticed(forward: Callable[[nn.Module, Tensor], Tensor], length: int) -> None:
+    """Also where shapes cannot tell: as many positions as samples, or both in one dimension."""
+    layer = nn.Linear(8, 8)
+    balancer = GradientStatistics(2, source=layer)
+    with pytest.raises(
+        ValueError, match="source: the features of one sample depend on several samples of Linear's input"
+    ):
+        balancer.fork(torch.relu(forward(layer, torch.randn(BATCH, length, 8))))
+
+
+def test_attention_works_positions_first_inside() -> None:
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(BATCH, BATCH, 8)
+    with pytest.raises(ValueError, match="depend on several samples"):
+        GradientStatistics(2, source=attention.out_proj).fork(attention(x, x, x)[0])
+    for make in (GradientStatistics, partial(GradNorm, alpha=0.5)):
+        with pytest.raises(ValueError, match="and no others inside .* got MultiheadAttention"):
+            make(2, source=attention)
+
+
+def test_samples_are_looked_at_once() -> None:
+    layer = nn.Linear(5, 5)
+    balancer = GradientStatistics(2, source=layer)
+    calls: list[Tensor] = []
+    for _ in range(3):
+        out = layer(torch.randn(BATCH, 5))
+        out.register_hook(calls.append)
+        views = balancer.fork(torch.relu(out))
+        balancer([(k + 1) * view.square().mean() for k, view in enumerate(views)]).backward()
+    assert len(calls) == 3 * (2 + 1) + 1  # two tasks and the sum in each step
