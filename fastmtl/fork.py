@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmtl import ops
-from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, sums
+from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, nothing, sums
 
 
 class Rule(Protocol):
@@ -47,13 +47,6 @@ def mark_missing(message: Tensor, missing: Sequence[int], tasks: int) -> Tensor:
         return message
     factor = [1.0] * (2 + 2 * tasks) + [2.0 if task in missing else 1.0 for task in range(tasks)]
     return message * torch.tensor(factor, device=message.device)
-
-
-def nothing(statistics: Statistics, tasks: int, device: torch.device) -> Measured:
-    """The statistics where no gradient arrived."""
-    if statistics == "norms":
-        return (torch.zeros(tasks, device=device),)
-    return tuple(torch.zeros((tasks, tasks), device=device) for _ in range(2 if statistics == "moments" else 1))
 
 
 class _Fork(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from fastmtl import ops  # noqa: F401  (registers torch.ops.fastmtl)
-from fastmtl.backends.contract import present_of
+from fastmtl.backends.contract import present_of, statistics_dtype
 
 Gradients: TypeAlias = Sequence[Sequence[Tensor | None]]  # [N levels][T tasks], None: did not arrive
 # What is measured of the tasks' gradients as they arrive: their squared norms [T], their Gram matrix M [T, T], or M and
@@ -62,3 +62,15 @@ def add_up(parts: Sequence[Measured]) -> Measured:
     for part in parts[1:]:
         total = tuple(a + b for a, b in zip(total, part, strict=True))
     return total
+
+
+def nothing(statistics: Statistics, tasks: int, device: torch.device) -> Measured:
+    """The statistics where no gradient arrived."""
+    if statistics == "norms":
+        return (torch.zeros(tasks, device=device),)
+    return tuple(torch.zeros((tasks, tasks), device=device) for _ in range(2 if statistics == "moments" else 1))
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In the dtype of its statistics, so that products are not rounded to half precision."""
+    return tensor.to(statistics_dtype(tensor))

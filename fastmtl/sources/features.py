@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from fastmtl.backends.contract import present_of
-from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, add_up, sums
+from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, add_up, nothing, sums
 from fastmtl.sources.graph import edges_of
 from fastmtl.sources.parameters import CarriedProbe, carry
 
@@ -67,8 +67,7 @@ class BeforeTailProbe:
         if levels:
             return sums(grads), add_up([_level(level, self.statistics)[1] for level in levels])
         like = next(grad for level in grads for grad in level if grad is not None)
-        nothing = torch.zeros((tasks, tasks), device=like.device)
-        return sums(grads), (nothing,) if self.statistics == "gram" else (nothing, nothing)
+        return sums(grads), nothing(self.statistics, tasks, like.device)
 
 
 class Features:

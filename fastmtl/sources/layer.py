@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fastmtl.backends.contract import present_of
 from fastmtl.sources import pairs, uses
-from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, add_up, sums
+from fastmtl.sources.base import Gradients, Measured, Probe, Statistics, add_up, nothing, sums
 from fastmtl.sources.graph import edges_of, mixes_samples, nodes_between
 from fastmtl.sources.parameters import CarriedProbe, Parameters, carry
 
@@ -31,15 +31,12 @@ class MomentsProbe:
         tasks = range(len(grads[0]))
         carried = [carry(self.roots, grads, task, [layer.output for layer in self.layers]) for task in tasks]
         device = next(grad.device for level in grads for grad in level if grad is not None)
-        # A backward may be called inside autocast, which would round the products to half precision.
-        with torch.autocast(device.type, enabled=False):
-            measured = [
-                layer.moments(deltas)
-                for layer, deltas in zip(self.layers, zip(*carried, strict=True), strict=True)
-                if present_of(deltas)
-            ]
-        nothing = torch.zeros((len(tasks), len(tasks)), device=device)
-        return sums(grads), add_up(measured) if measured else (nothing, nothing)
+        measured = [
+            layer.moments(deltas)
+            for layer, deltas in zip(self.layers, zip(*carried, strict=True), strict=True)
+            if present_of(deltas)
+        ]
+        return sums(grads), add_up(measured) if measured else nothing("moments", len(tasks), device)
 
 
 class Layers:

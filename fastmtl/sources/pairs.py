@@ -19,18 +19,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from fastmtl.backends.contract import statistics_dtype
 from fastmtl.ops.layers import Geometry, patch_gram, patch_gram_cost
-from fastmtl.sources.base import Gradients, Measured, sums
+from fastmtl.sources.base import Gradients, Measured, sums, widened
 from fastmtl.sources.graph import kept_tensor
 from fastmtl.sources.parameters import carry
 
 # The padded copy of the pixels' Gram matrix is made for a part of the samples at a time.
 _BLOCKS = 4
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(statistics_dtype(tensor))
 
 
 @dataclass(frozen=True)
@@ -55,14 +50,14 @@ class Linear:
 
     def input_gram(self) -> Tensor:
         """[N, N] inner products of the inputs of N positions."""
-        inputs = _wide(self._input())
+        inputs = widened(self._input())
         gram = inputs @ inputs.T
         return gram.add_(1) if self.bias else gram
 
     @staticmethod
     def by_position(delta: Tensor) -> Tensor:
         """The gradient at the output as [N, outputs]."""
-        return _wide(delta)
+        return widened(delta)
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Conv2d:
         """[N, N] inner products of the patches of N output positions."""
         inputs, geometry = self._geometry()
         batch, channels, *size = inputs.shape
-        pixels = _wide(inputs).flatten(2).transpose(1, 2)
+        pixels = widened(inputs).flatten(2).transpose(1, 2)
         positions = batch * math.prod(geometry.places(size))
         gram = pixels.new_empty((positions, positions))
         every = pixels.reshape(-1, channels)
@@ -113,8 +108,8 @@ class Conv2d:
     def by_position(delta: Tensor) -> Tensor:
         """The gradient at the output as [N, outputs]."""
         if delta.stride(1) == 1:  # channels last: a view
-            return _wide(delta.movedim(1, -1).reshape(-1, delta.shape[1]))
-        return _wide(delta.transpose(0, 1).reshape(delta.shape[1], -1).T)
+            return widened(delta.movedim(1, -1).reshape(-1, delta.shape[1]))
+        return widened(delta.transpose(0, 1).reshape(delta.shape[1], -1).T)
 
 
 LayerUse = Linear | Conv2d

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl import ops
-from fastmtl.backends.contract import statistics_dtype
+from fastmtl.sources.base import widened
 from fastmtl.sources.graph import BATCH_NORMS, kept_tensor
 
 Deltas: TypeAlias = Sequence[Tensor | None]  # T gradients at the layer's output
@@ -176,7 +176,7 @@ def _layer_norm(operation: _Operation) -> Moments:
     inputs, node = operation.input("input"), operation.node
     mean, rstd = node._saved_result1, node._saved_result2
     dims = _last(inputs, len(node._saved_normalized_shape))
-    return _norm(operation, dims, lambda: (_wide(inputs) - mean) * rstd)
+    return _norm(operation, dims, lambda: (widened(inputs) - mean) * rstd)
 
 
 def _group_norm(operation: _Operation) -> Moments:
@@ -184,7 +184,7 @@ def _group_norm(operation: _Operation) -> Moments:
     mean, rstd = node._saved_result1.unsqueeze(-1), node._saved_result2.unsqueeze(-1)
 
     def normalized() -> Tensor:
-        groups = _wide(inputs).reshape(inputs.shape[0], int(node._saved_group), -1)
+        groups = widened(inputs).reshape(inputs.shape[0], int(node._saved_group), -1)
         return ((groups - mean) * rstd).reshape(inputs.shape)
 
     return _norm(operation, (1,), normalized)
@@ -192,7 +192,7 @@ def _group_norm(operation: _Operation) -> Moments:
 
 def _rms_norm(operation: _Operation) -> Moments:
     inputs, rstd = operation.input("input"), operation.node._saved_result1
-    return _norm(operation, _last(inputs, len(operation.node._saved_normalized_shape)), lambda: _wide(inputs) * rstd)
+    return _norm(operation, _last(inputs, len(operation.node._saved_normalized_shape)), lambda: widened(inputs) * rstd)
 
 
 def _scaling(operation: _Operation) -> Moments:
@@ -202,7 +202,7 @@ def _scaling(operation: _Operation) -> Moments:
         raise ValueError(
             f"source: expected {operation.name}'s weight to scale the last dimensions of {list(inputs.shape)}"
         )
-    return _norm(operation, _last(inputs, weight.dim()), lambda: _wide(inputs))
+    return _norm(operation, _last(inputs, weight.dim()), lambda: widened(inputs))
 
 
 def _batch_norm(operation: _Operation) -> Moments:
@@ -216,11 +216,7 @@ def _batch_norm(operation: _Operation) -> Moments:
     inputs = operation.input("input")
     shape = (1, -1, *[1] * (inputs.dim() - 2))
     mean, variance = node._saved_running_mean.view(shape), node._saved_running_var.view(shape)
-    return _norm(operation, (1,), lambda: (_wide(inputs) - mean) * (variance + node._saved_eps).rsqrt())
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(statistics_dtype(tensor))
+    return _norm(operation, (1,), lambda: (widened(inputs) - mean) * (variance + node._saved_eps).rsqrt())
 
 
 _READERS: dict[str, Callable[[_Operation], Moments]] = {

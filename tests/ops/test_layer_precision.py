@@ -54,6 +54,14 @@ OF_EACH_KIND = [
 ]
 
 
+def assert_exact(problem, layer, inputs, grads):
+    """Every way agrees with one backward for each sample and task, to rounding in float64."""
+    exact = brute_force(layer, inputs, grads)
+    for way in problem.ways:
+        for got, expected in zip(problem.measure(inputs, grads, way=way), exact, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10 * float(exact[1].max()))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_layouts(name, layout, backend):
@@ -61,10 +69,7 @@ def test_layouts(name, layout, backend):
     layer, inputs, grads = problem.make()
     grads = [LAYOUTS[layout](grad) if task != 1 else grad for task, grad in enumerate(grads)]
     inputs = LAYOUTS["transposed"](inputs) if inputs.dim() > 1 else inputs
-    exact = brute_force(layer, inputs, grads)
-    for way in problem.ways:
-        for got, expected in zip(problem.measure(inputs, grads, way=way), exact, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10 * float(exact[1].max()))
+    assert_exact(problem, layer, inputs, grads)
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
@@ -85,10 +90,7 @@ def test_missing_gradients_count_as_zeros(name, backend):
 def test_numbers_of_tasks(name, tasks, backend):
     problem = PROBLEMS[name]
     layer, inputs, grads = problem.make(tasks=tasks)
-    exact = brute_force(layer, inputs, grads)
-    for way in problem.ways:
-        for got, expected in zip(problem.measure(inputs, grads, way=way), exact, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10 * float(exact[1].max()))
+    assert_exact(problem, layer, inputs, grads)
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)

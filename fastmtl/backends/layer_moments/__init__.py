@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from fastmtl.backends.contract import present_of, statistics_dtype
-from fastmtl.backends.layer_moments import cost
 from fastmtl.backends.layer_moments.conv import ConvFactors, TransposedConvFactors
 from fastmtl.backends.layer_moments.embedding import EmbeddingFactors
 from fastmtl.backends.layer_moments.factors import LEAST_MEMORY, Block, Factors, blocks
-from fastmtl.backends.layer_moments.linear import LinearFactors, of_single_positions
+from fastmtl.backends.layer_moments.linear import LinearFactors
 from fastmtl.backends.layer_moments.patches import Geometry
 from fastmtl.backends.layer_moments.primitives import Gradients, Primitives
 from fastmtl.backends.layer_moments.products import Forming, by_forming, by_summing, moments
@@ -54,13 +53,9 @@ class LayerMoments:
         if nothing is not None:
             return nothing
         factors = LinearFactors(input, grads, bias)
-        if factors.sizes.positions != 1 or cost.plan(factors, way, per_sample).batch != "form":
-            return self._of_factors(factors, way, per_sample)
-        rows = [None if grad is None else grad.flatten(0, -2) for grad in grads]
-        tile, _ = cost.rows_and_samples(factors, per_sample=False)
-        with _full_precision(input.device):
-            M, Q = of_single_positions(self._primitives, input.flatten(0, -2), rows, bias, per_sample, tile)
-        return M, torch.full_like(M, torch.nan) if Q is None else Q.mul_(input.shape[0])
+        single = factors.sizes.positions == 1
+        form = functools.partial(factors.form_of_single_positions, self._primitives) if single else None
+        return self._of_factors(factors, way, per_sample, form)
 
     def conv_moments(
         self,

@@ -38,8 +38,8 @@ class EmbeddingFactors(Factors):
         )
 
     def inputs(self, block: Block) -> Tensor:
-        """Not formed."""
-        raise NotImplementedError
+        """Never asked for: both ways work on the indices."""
+        raise NotImplementedError("one-hot inputs of an embedding are not formed")
 
     def grad(self, task: int, block: Block) -> Tensor | None:
         """[b, 1, positions, dim]."""

@@ -1,4 +1,4 @@
-"""Linear layers: [B, ..., in] and T times [B, ..., out]; with one position a sample also without the general machinery."""
+"""Linear layers: [B, ..., in] and T times [B, ..., out]."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from fastmtl.backends.contract import present_of, statistics_dtype
+from fastmtl.backends.layer_moments import cost
 from fastmtl.backends.layer_moments.factors import Block, Factors, Sizes, memory_of
 from fastmtl.backends.layer_moments.primitives import Gradients, Primitives
 
@@ -42,31 +43,31 @@ class LinearFactors(Factors):
         grad = self._grads[task]
         return None if grad is None else self._by_position(grad, block)
 
+    def sample_input_gram(self, block: Block) -> Tensor:
+        """As of `Factors`; with one position a sample a sum of squares."""
+        if self.sizes.positions != 1:
+            return super().sample_input_gram(block)
+        return self.with_bias(self.inputs(block).square().sum(-1, keepdim=True))
 
-def of_single_positions(
-    primitives: Primitives, inputs: Tensor, grads: Gradients, bias: bool, per_sample: bool, tile: int
-) -> tuple[Tensor, Tensor | None]:
-    """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, for [B, in] and T times [B, out], in few calls.
+    def form_of_single_positions(self, primitives: Primitives, per_sample: bool) -> tuple[Tensor, None]:
+        """M, for one position a sample, from weight gradients formed some rows of all tasks at a time, in few calls.
 
-    M from weight gradients, of which ``tile`` rows of all tasks are formed at a time. In small layers the calls cost more
-    than the products.
-    """
-    dtype = statistics_dtype(present_of(grads)[0])
-    inputs, wide = inputs.to(dtype), [None if grad is None else grad.to(dtype) for grad in grads]
-    outputs = present_of(grads)[0].shape[1]
-    M: Tensor | None = None
-    for first in range(0, outputs, tile):
-        count = min(tile, outputs - first)
-        formed: list[Tensor | None] = []
-        for grad in wide:
-            rows = None if grad is None else grad.narrow(1, first, count)
-            formed.append(None if rows is None else rows.T @ inputs)
-            if bias:
-                formed.append(None if rows is None else rows.sum(0))
-        part = primitives.gram(formed, len(grads))
-        M = part if M is None else M.add_(part)
-    assert M is not None
-    if not per_sample:
+        In small layers the calls cost more than the products. The plan never forms the gradients of single samples here.
+        """
+        assert not per_sample
+        inputs = self._inputs.flatten(0, -2).to(self.dtype)
+        grads = [None if grad is None else grad.flatten(0, -2).to(self.dtype) for grad in self._grads]
+        tile, _ = cost.rows_and_samples(self, per_sample)
+        M: Tensor | None = None
+        for first in range(0, self.sizes.outputs, tile):
+            count = min(tile, self.sizes.outputs - first)
+            formed: list[Tensor | None] = []
+            for grad in grads:
+                rows = None if grad is None else grad.narrow(1, first, count)
+                formed.append(None if rows is None else rows.T @ inputs)
+                if self.bias:
+                    formed.append(None if rows is None else rows.sum(0))
+            part = primitives.gram(formed, self.sizes.tasks)
+            M = part if M is None else M.add_(part)
+        assert M is not None
         return M, None
-    squares = inputs.square().sum(1)
-    return M, primitives.sample_gram(grads, squares.add_(1) if bias else squares)
