@@ -1,0 +1,167 @@
+"""The fork's kernels for few tasks: the sum of T gradients and their statistics, one tile of each task in registers."""
+
+import triton
+import triton.language as tl
+
+from fastmtl.backends.triton.kernels.finish import finish
+from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
+from fastmtl.backends.triton.kernels.tiles import (
+    add_products,
+    joined,
+    load_tile,
+    repeated,
+    store_symmetric,
+    tile_mask,
+    tile_offsets,
+)
+
+
+@triton.jit
+def load_and_sum(
+    grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T: tl.constexpr
+):
+    """A tuple of T float32 tiles; their sum, in the order of the tasks, goes to ``p_total``."""
+    tiles = ()
+    for k in tl.static_range(T):
+        tiles = tiles + (load_tile(grads[k] + i_sample * sample_strides[k] + o_grads[k], m, k, present),)
+    total = tiles[0]
+    for k in tl.static_range(1, T):
+        total = total + tiles[k]
+    p = p_total + i_sample * total_sample_stride + o_total
+    tl.store(p, total.to(p_total.dtype.element_ty), mask=m)
+    return tiles
+
+
+@triton.jit
+def task_offsets(
+    i_block, sizes, strides, T: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr
+):
+    """A tuple of T [N, V] offsets of a block."""
+    out = ()
+    for k in tl.static_range(T):
+        out = out + (tile_offsets(i_block, sizes, strides[k], RANK, N, V, VECTOR),)
+    return out
+
+
+@triton.jit(do_not_specialize=["present", "programs", "group"])
+def sum_norms_few(
+    grads,  # T tensors of one shape, [positions]
+    p_total,  # like them
+    p_norms,  # [T] float32: squared norms
+    p_partials,
+    p_tickets,
+    present,  # a bit for each task
+    positions,
+    programs,
+    group,
+    sizes,
+    strides,  # of each task
+    total_strides,
+    p_message,  # these and the next are arguments of `gradnorm_step`
+    p_state,
+    alpha: tl.float64,
+    lr: tl.float64,
+    beta1: tl.float64,
+    beta2: tl.float64,
+    eps: tl.float64,
+    min_weight: tl.float64,
+    T: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDTH: tl.constexpr,  # T as a power of two, at least 2
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,  # whether GradNorm's update follows
+    ADAM: tl.constexpr,
+):
+    """Reads each gradient once and writes the sum once; the last program writes the norms, and makes GradNorm's step."""
+    i_program = tl.program_id(0)
+    sums = repeated(tl.zeros([N], tl.float32), T)
+    no_samples = repeated(0, T)
+    for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
+        m = tile_mask(i_block, positions, N, V, VECTOR)
+        o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
+        o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
+        tiles = load_and_sum(grads, p_total, 0, m, present, o_grads, o_total, no_samples, 0, T)
+        added = ()
+        for k in tl.static_range(T):
+            added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
+        sums = added
+    values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
+    last, norms = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
+    if last:
+        i_task = tl.arange(0, WIDTH)
+        tl.store(p_norms + i_task, norms, mask=i_task < T)
+        if STEP:
+            gradnorm_step(norms, p_message, p_state, alpha, lr, beta1, beta2, eps, min_weight, T, WIDTH, ADAM)
+
+
+@triton.jit
+def _both(q_sums, m_sums, N: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr):
+    """[2 HALF]: the sums over N of PAIRS values of Q, then of M, each filled up with zeros."""
+    nothing = repeated(tl.zeros([N], tl.float32), HALF - PAIRS)
+    return tl.sum(joined(q_sums + nothing + m_sums + nothing, 2 * HALF), 0)
+
+
+@triton.jit
+def _store_moments(p_M, p_Q, values, batch, T: tl.constexpr, HALF: tl.constexpr):
+    i_pair = tl.arange(0, HALF)
+    halves = tl.reshape(values, [2, HALF])
+    is_q = tl.arange(0, 2)[:, None] == 0
+    store_symmetric(p_Q, tl.sum(tl.where(is_q, halves, 0.0), 0) * batch, i_pair, T)
+    store_symmetric(p_M, tl.sum(tl.where(is_q, 0.0, halves), 0), i_pair, T)
+
+
+@triton.jit(do_not_specialize=["present", "programs", "group"])
+def sum_moments_few(
+    grads,  # T tensors of one shape, [batch, positions]
+    p_total,  # like them
+    p_M,  # [T, T] float32
+    p_Q,  # [T, T] float32
+    p_partials,
+    p_tickets,
+    present,
+    batch,
+    positions,
+    programs,
+    group,
+    sizes,
+    strides,
+    sample_strides,
+    total_strides,
+    total_sample_stride,
+    T: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+    HALF: tl.constexpr,  # T (T + 1) / 2 as a power of two
+    ROWS: tl.constexpr,
+):
+    """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
+    i_program = tl.program_id(0)
+    PAIRS: tl.constexpr = T * (T + 1) // 2
+    zeros = tl.zeros([N], tl.float32)
+    q_sums = repeated(zeros, PAIRS)
+    m_sums = repeated(zeros, PAIRS)
+    for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
+        m = tile_mask(i_block, positions, N, V, VECTOR)
+        o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
+        o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
+        sample_sums = repeated(tl.zeros([N, V], tl.float32), T)
+        for b in range(batch):
+            i_sample = b.to(tl.int64)
+            tiles = load_and_sum(
+                grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T
+            )
+            q_sums = add_products(q_sums, tiles, tiles, T)
+            added = ()
+            for k in tl.static_range(T):
+                added = added + (sample_sums[k] + tiles[k],)
+            sample_sums = added
+        m_sums = add_products(m_sums, sample_sums, sample_sums, T)
+    values = _both(q_sums, m_sums, N, PAIRS, HALF)
+    last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
+    if last:
+        _store_moments(p_M, p_Q, values, batch, T, HALF)
