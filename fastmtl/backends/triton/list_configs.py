@@ -57,7 +57,8 @@ def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, in
     """For ``blocks`` tiles of ``shape``, see `gram_rows`."""
     rows, positions, warps, stages = shape
     tile = tasks * positions * itemsize
-    most = resident(chip, 128, warps)
+    # Float32 values are held as two tf32 parts, for both sides of the product.
+    most = resident(chip, 240 if itemsize == 4 and rows == 64 else 128, warps)
     return RowConfig(
         rows, positions, warps, stages, _programs(chip, blocks, tile, (stages - 1) * tile, rows * rows, most)
     )

@@ -181,12 +181,19 @@ def _added(launch: Any, groups: list[_Group], result: Tensor) -> Tensor:
 def _gram_few(group: _Group, result: Tensor, accumulate: bool) -> None:
     tasks, V = result.shape[0], width(group.like)
     pairs = tasks * (tasks + 1) // 2
-    _few(kernels.gram_few, group, result, accumulate, max(2, power_of_two(pairs)), 32 + 3 * V * tasks + pairs)
+    _few(kernels.gram_few, group, result, accumulate, max(2, power_of_two(pairs)), _registers(tasks, V) + pairs)
 
 
 def _squared_norms_few(group: _Group, result: Tensor, accumulate: bool) -> None:
     tasks, V = result.shape[0], width(group.like)
-    _few(kernels.squared_norms_few, group, result, accumulate, max(2, power_of_two(tasks)), 32 + 3 * V * tasks)
+    _few(
+        kernels.squared_norms_few, group, result, accumulate, max(2, power_of_two(tasks)), _registers(tasks, V) + tasks
+    )
+
+
+def _registers(tasks: int, V: int) -> int:
+    """About what a thread takes for T tiles: as loaded (4 each) or widened (V each), and pointers."""
+    return 40 + max(6, V) * tasks
 
 
 def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: int, registers: int) -> None:
@@ -286,7 +293,7 @@ def _weighted_sum(group: _Group, weights: Tensor) -> None:
     V = width(group.like)
     ends, tails = group.blocks(4 * chip.warp_size * V)
     chunk = min(tasks, list_configs.CHUNK)
-    config = configs.streaming(chip, chunk, ends[-1], 32 + 3 * V * chunk)
+    config = configs.streaming(chip, chunk, ends[-1], _registers(chunk, V))
     kernels.weighted_sum[(config.programs.count,)](
         group.tensors,
         group.outs,

@@ -63,7 +63,8 @@ def column_at(ends, i_block, G: tl.constexpr):
     """Which column a block of the row of all blocks belongs to."""
     i_column = i_block * 0
     for g in tl.static_range(G - 1):
-        i_column += (i_block >= ends[g]).to(tl.int32)
+        # Counting the ends that are passed would be made vector code, which reserves local memory.
+        i_column = tl.where(i_block >= ends[g], g + 1, i_column)
     return i_column
 
 
@@ -185,9 +186,7 @@ def gram_few(
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
-            tiles = load_block(
-                addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR
-            )
+            tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
             sums = add_products(sums, tiles, tiles, T)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - PAIRS), WIDTH), 0)
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
@@ -255,9 +254,7 @@ def squared_norms_few(
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
-            tiles = load_block(
-                addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR
-            )
+            tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
             added = ()
             for k in tl.static_range(T):
                 added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
