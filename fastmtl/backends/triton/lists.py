@@ -71,11 +71,6 @@ class _Group:
     G: int
 
     @property
-    def layout(self) -> Layout | None:
-        """Of the one column that a launch with strides has."""
-        return self.columns[0].layout
-
-    @property
     def like(self) -> Tensor:
         """Any of the tensors."""
         return self.columns[0].tensors[0]
@@ -100,8 +95,8 @@ class _Group:
             words.append(tuple(part - (1 << 32) if part >> 31 else part for part in parts))
         return self._padded(words)
 
-    def _padded(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        return (*values, *values[:1] * (self.G - len(values)))
+    def _padded(self, values: list[Any]) -> tuple[Any, ...]:
+        return tuple(values + values[:1] * (self.G - len(values)))
 
     def blocks(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """For blocks of ``size`` positions: how many the columns up to each have, and the positions in its last one."""
@@ -118,18 +113,12 @@ class _Group:
     @property
     def geometry(self) -> dict[str, Any]:
         """Arguments that say where positions lie."""
-        layout = self.layout
-        flat = layout is None
-        tasks = len(self.columns[0].tensors)
-        return {
-            "sizes": (1,) if flat else layout.sizes,
-            "strides": ((1,),) * tasks if flat else layout.strides[1:],
-            "T": tasks,
-            "G": self.G,
-            "RANK": 0 if flat else layout.rank,
-            "V": width(self.like),
-            "VECTOR": self.columns[0].vector,
-        }
+        column = self.columns[0]
+        tasks = len(column.tensors)
+        known = {"T": tasks, "G": self.G, "V": width(self.like), "VECTOR": column.vector}
+        if column.layout is None:
+            return {"sizes": (1,), "strides": ((1,),) * tasks, "RANK": 0} | known
+        return {"sizes": column.layout.sizes, "strides": column.layout.strides[1:], "RANK": column.layout.rank} | known
 
 
 def _groups(given: Sequence[_Column]) -> Iterator[_Group]:
@@ -227,7 +216,17 @@ def _gram_many(group: _Group, result: Tensor, accumulate: bool) -> None:
     shape = list_configs.gram_rows(chip, tasks, itemsize)
     ends, tails = group.blocks(shape[1])
     config = list_configs.gram_config(chip, tasks, itemsize, shape, ends[-1])
-    _many(lists_many.gram_many, group, result, accumulate, ends, tails, config, config.rows**2)
+    _many(
+        lists_many.gram_many,
+        group,
+        result,
+        accumulate,
+        ends,
+        tails,
+        config,
+        config.rows**2,
+        PRECISION=list_configs.float32_products(chip),
+    )
 
 
 def _squared_norms_many(group: _Group, result: Tensor, accumulate: bool) -> None:
@@ -247,6 +246,7 @@ def _many(
     tails: tuple[int, ...],
     config: list_configs.RowConfig,
     WIDTH: int,
+    **constants: Any,
 ) -> None:
     partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
     kernel[(config.programs.count,)](
@@ -265,6 +265,7 @@ def _many(
         T_PAD=config.rows,
         K=config.positions,
         ROWS=rows_for(WIDTH),
+        **constants,
         **config.options,
         **OPTIONS,
     )
@@ -289,7 +290,7 @@ def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tens
 
 
 def _weighted_sum(group: _Group, weights: Tensor) -> None:
-    chip, tasks = chip_of(weights.device), weights.shape[0]
+    chip, tasks, layout = chip_of(weights.device), weights.shape[0], group.columns[0].layout
     V = width(group.like)
     ends, tails = group.blocks(4 * chip.warp_size * V)
     chunk = min(tasks, list_configs.CHUNK)
@@ -304,7 +305,7 @@ def _weighted_sum(group: _Group, weights: Tensor) -> None:
         tails,
         config.programs.count,
         ends[-1],
-        out_strides=(1,) if group.layout is None else group.layout.strides[0],
+        out_strides=(1,) if layout is None else layout.strides[0],
         **group.geometry,
         C=chunk,
         N=config.rows,

@@ -284,6 +284,26 @@ def address_in_chunk(tensors, i_column, i_chunk, j: tl.constexpr, T: tl.constexp
 
 
 @triton.jit
+def here_in_chunk(word, high, i_chunk, T: tl.constexpr, C: tl.constexpr):
+    """A tuple of C: whether task i_chunk * C + j has a tensor."""
+    out = ()
+    for j in tl.static_range(C):
+        i_task = i_chunk * C + j
+        bits = tl.where(i_task < 32, word, high)
+        out = out + ((i_task < T) & (((bits >> (i_task % 32)) & 1) != 0),)
+    return out
+
+
+@triton.jit
+def weights_in_chunk(p_weights, stride, here, i_chunk, C: tl.constexpr):
+    """A tuple of C: the weights of tasks i_chunk * C + j, float32; 0 for those without a tensor."""
+    out = ()
+    for j in tl.static_range(C):
+        out = out + (tl.load(p_weights + (i_chunk * C + j) * stride, mask=here[j], other=0.0).to(tl.float32),)
+    return out
+
+
+@triton.jit
 def strides_in_chunk(strides, i_chunk, j: tl.constexpr, T: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr):
     """A tuple of RANK: the strides of task i_chunk * C + j."""
     out = ()
@@ -336,6 +356,7 @@ def weighted_sum(
     """Reads each gradient once and writes the sum once; float32, in the order of the tasks."""
     i_program = tl.program_id(0)
     begin, end = run_of(i_program, programs, blocks)
+    CHUNKS: tl.constexpr = (T + C - 1) // C
     WORDS: tl.constexpr = (T + 31) // 32
     element: tl.constexpr = outs[0].dtype
     for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
@@ -345,25 +366,26 @@ def weighted_sum(
         high = word
         if WORDS > 1:
             high = chosen_word(present, i_column, 1, G)
+        if CHUNKS == 1:  # read once, not for each block
+            here = here_in_chunk(word, high, 0, T, C)
+            weights = weights_in_chunk(p_weights, weight_stride, here, 0, C)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
             total = tl.zeros([N, V], tl.float32)
-            for i_chunk in range(0, (T + C - 1) // C):
+            for i_chunk in range(0, CHUNKS):
+                if CHUNKS > 1:
+                    here = here_in_chunk(word, high, i_chunk, T, C)
+                    weights = weights_in_chunk(p_weights, weight_stride, here, i_chunk, C)
                 tiles = ()
-                weights = ()
                 for j in tl.static_range(C):
-                    i_task = i_chunk * C + j
-                    bits = tl.where(i_task < 32, word, high)
-                    is_here = (i_task < T) & (((bits >> (i_task % 32)) & 1) != 0)
                     address = address_in_chunk(tensors, i_column, i_chunk, j, T, C, G)
                     if RANK == 0:
                         p = pointers_at(address, element, i_block, sizes, sizes, RANK, N, V, VECTOR)
                     else:
                         own = strides_in_chunk(strides, i_chunk, j, T, C, RANK)
                         p = pointers_at(address, element, i_block, sizes, own, RANK, N, V, VECTOR)
-                    tiles = tiles + (tl.load(p, mask=m & is_here, other=0.0),)
-                    weights = weights + (tl.load(p_weights + i_task * weight_stride, mask=is_here, other=0.0),)
+                    tiles = tiles + (tl.load(p, mask=m & here[j], other=0.0),)
                 for j in tl.static_range(C):
-                    total = total + weights[j].to(tl.float32) * tiles[j].to(tl.float32)
+                    total = total + weights[j] * tiles[j].to(tl.float32)
             p = pointers_at(out, element, i_block, sizes, out_strides, RANK, N, V, VECTOR)
             tl.store(p, total.to(element.element_ty), mask=m)

@@ -78,21 +78,17 @@ def load_rows(
 
 
 @triton.jit
-def tile_products(x):
-    """x x^T of a short tile [T_PAD, K] in float32.
+def tile_products(x, PRECISION: tl.constexpr):
+    """x x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
 
-    Float32 values in three products of their tf32 parts. Tensor cores truncate what they add up, so the result is to be
-    added in ordinary float32 arithmetic: see `add_apart`.
+    Tensor cores truncate what they add up, so the result is to be added in ordinary float32 arithmetic: see `add_apart`.
     """
-    if x.dtype == tl.float32:
-        return tl.dot(x, tl.trans(x), input_precision="tf32x3")
-    else:
-        return tl.dot(x, tl.trans(x))
+    return tl.dot(x, tl.trans(x), input_precision=PRECISION)
 
 
 @triton.jit
 def add_apart(total, part):
-    """total + part, in a form that is not taken for a product that goes on adding to ``total``."""
+    """The sum, in a form that is not taken for a product that goes on adding to ``total``."""
     return tl.fma(part, tl.full(part.shape, 1.0, tl.float32), total)
 
 
@@ -133,6 +129,7 @@ def gram_many(
     V: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """As `lists.gram_few`."""
     i_program = tl.program_id(0)
@@ -158,7 +155,7 @@ def gram_many(
                 V,
                 VECTOR,
             )
-            sums = add_apart(sums, tile_products(x))
+            sums = add_apart(sums, tile_products(x, PRECISION))
     WIDTH: tl.constexpr = T_PAD * T_PAD
     values = tl.reshape(sums, [WIDTH])
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
