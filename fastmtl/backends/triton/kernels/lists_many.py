@@ -4,7 +4,15 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish
-from fastmtl.backends.triton.kernels.lists import address_of, blocks_of, chosen_word, column_at, run_of
+from fastmtl.backends.triton.kernels.lists import (
+    WORD,
+    address_of,
+    blocks_of,
+    chosen_words,
+    column_at,
+    is_present,
+    run_of,
+)
 
 
 @triton.jit
@@ -21,10 +29,8 @@ def row_addresses(tensors, i_column, T: tl.constexpr, T_PAD: tl.constexpr, G: tl
 def row_present(present, i_column, T: tl.constexpr, T_PAD: tl.constexpr, G: tl.constexpr):
     """[T_PAD, 1]: which tasks have a tensor in a column."""
     i_row = tl.arange(0, T_PAD)[:, None]
-    word = chosen_word(present, i_column, 0, G)
-    if T > 32:
-        word = tl.where(i_row < 32, word, chosen_word(present, i_column, 1, G))
-    return (((word >> (i_row % 32)) & 1) != 0) & (i_row < T)
+    WORDS: tl.constexpr = (T + WORD - 1) // WORD
+    return is_present(chosen_words(present, i_column, WORDS, G), i_row, T, WORDS)
 
 
 @triton.jit
@@ -33,8 +39,7 @@ def row_offsets(i_position, sizes, strides, T: tl.constexpr, T_PAD: tl.constexpr
     i_row = tl.arange(0, T_PAD)[:, None]
     rest = i_position
     offset = tl.zeros([T_PAD, 1], tl.int64) + i_position * 0
-    for back in tl.static_range(RANK):
-        dim: tl.constexpr = RANK - 1 - back
+    for dim in tl.static_range(RANK - 1, -1, -1):
         own = tl.zeros([T_PAD, 1], tl.int64)
         for k in tl.static_range(T):
             own = tl.where(i_row == k, strides[k][dim], own)
