@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmtl.backends.contract import is_dense, present_of
+from fastmtl.backends.contract import MAX_TASKS, is_dense, present_of
 from fastmtl.backends.triton import configs
 from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import products as kernels
@@ -29,9 +29,21 @@ def _readable(tensors: Sequence[Tensor], by_sample: bool) -> tuple[list[Tensor],
     return read, Layout(layout.sizes, layout.strides[1:], layout.sample_strides[1:], layout.vector)
 
 
+def _parts(tensors: Sequence[Tensor | None]) -> list[Sequence[Tensor | None]]:
+    """As many at a time as a launch has bits for."""
+    return [tensors[first : first + MAX_TASKS] for first in range(0, len(tensors), MAX_TASKS)]
+
+
 def cross_gram(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> Tensor:
     """Inner products of tensors of one shape: [len(left), len(right)]."""
-    out = present_of(left)[0].new_empty((len(left), len(right)), dtype=torch.float32)
+    if len(left) > MAX_TASKS:
+        return torch.cat([cross_gram(part, right) for part in _parts(left)])
+    if len(right) > MAX_TASKS:
+        return torch.cat([cross_gram(left, part) for part in _parts(right)], 1)
+    present = present_of([*left, *right])
+    if not present_of(left) or not present_of(right):
+        return present[0].new_zeros((len(left), len(right)), dtype=torch.float32)
+    out = present[0].new_empty((len(left), len(right)), dtype=torch.float32)
     rows, present_left = filled(left)
     columns, present_right = filled(right)
     if len(left) * len(right) <= FEW_PAIRS:
