@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from fastmtl.backends.triton.chips import Chip
-from fastmtl.backends.triton.launching import power_of_two
+from fastmtl.backends.triton.configs import resident
+from fastmtl.backends.triton.launching import Programs, power_of_two
 
 MOST_TASKS = 10  # whose tiles are held in registers; the products of their pairs take a register of each thread
 
@@ -26,7 +29,35 @@ class FormConfig:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-def form_config(chip: Chip, tasks: int, half: bool, per_sample: bool, rows: int, outputs: int, positions: int) -> FormConfig:
+@dataclass(frozen=True)
+class Shared:
+    """How the tiles, each in ``slices`` of the batch, are shared among programs."""
+
+    slices: int
+    programs: Programs
+
+
+def precision() -> str:
+    """How float32 is multiplied."""
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
+def form_config(tasks: int, bits: int, per_sample: bool, rows: int, outputs: int, positions: int) -> FormConfig:
     """The tile of T tasks."""
     BI, BO, BK, warps, stages = 64, 32, 32, 4, 1
+    BI, BO, BK = (max(16, min(a, power_of_two(b))) for a, b in ((BI, rows), (BO, outputs), (BK, positions)))
+    while BI * BO < 32 * warps * 4:
+        warps //= 2
     return FormConfig(BI, BO, BK, warps, stages)
+
+
+def shared(chip: Chip, config: FormConfig, tiles: int, parts: int) -> Shared:
+    """Programs for all tiles; where these are too few for the chip, for slices of ``parts`` of the batch."""
+    room = chip.processors * resident(chip, 255, config.warps)
+    slices = max(1, min(parts, room // tiles))
+    return Shared(slices, Programs(min(room, tiles * slices)))
+
+
+def reducing(chip: Chip, config: FormConfig, length: int) -> Programs:
+    """Programs for the sums of slices."""
+    return Programs(max(1, min(2 * chip.processors, length // (4 * 32 * config.warps))))
