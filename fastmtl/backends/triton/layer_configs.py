@@ -29,14 +29,6 @@ class FormConfig:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-@dataclass(frozen=True)
-class Shared:
-    """How the tiles, each in ``slices`` of the batch, are shared among programs."""
-
-    slices: int
-    programs: Programs
-
-
 def precision() -> str:
     """How float32 is multiplied."""
     return "ieee" if torch.version.hip else "tf32x3"
@@ -51,11 +43,10 @@ def form_config(tasks: int, bits: int, per_sample: bool, rows: int, outputs: int
     return FormConfig(BI, BO, BK, warps, stages)
 
 
-def shared(chip: Chip, config: FormConfig, tiles: int, parts: int) -> Shared:
-    """Programs for all tiles; where these are too few for the chip, for slices of ``parts`` of the batch."""
+def slices(chip: Chip, config: FormConfig, tiles: int, parts: int) -> int:
+    """Programs that share a tile, each with some of ``parts`` of the batch: where the tiles are too few for the chip."""
     room = chip.processors * resident(chip, 255, config.warps)
-    slices = max(1, min(parts, room // tiles))
-    return Shared(slices, Programs(min(room, tiles * slices)))
+    return max(1, min(parts, room // tiles))
 
 
 def reducing(chip: Chip, config: FormConfig, length: int) -> Programs:

@@ -99,17 +99,16 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
     tiles_in, tiles_out = -(-(rows + operands.bias) // config.inputs), -(-outputs // config.outputs)
     tiles = groups * tiles_in * tiles_out
     parts = samples if per_sample else -(-positions // config.positions)
-    shared = layer_configs.shared(chip, config, tiles, parts)
-    sliced = shared.slices > 1
-    programs = shared.programs
+    slices = layer_configs.slices(chip, config, tiles, parts)
+    sliced = slices > 1
+    programs = Programs(tiles * slices)
     HALF = max(2, power_of_two(tasks * (tasks + 1) // 2))
     WIDTH = HALF * (per_sample + (not sliced))
     tile = config.inputs * config.outputs
     reducing = layer_configs.reducing(chip, config, tiles * tile)
     partials = -(-max(programs.partials(WIDTH), reducing.partials(HALF)) // 4) * 4
-    memory, tickets = workspace(like.device, partials + (shared.slices * tasks * tiles * tile if sliced else 0))
+    memory, tickets = workspace(like.device, partials + (slices * tasks * tiles * tile if sliced else 0))
     M, Q = (like.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
-    threads = config.warps * chip.warp_size
     kernels.form_moments[(programs.count,)](
         inputs,
         tuple(grads),
@@ -127,7 +126,7 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
         tiles_in,
         tiles_out,
         tiles,
-        shared.slices,
+        slices,
         programs.count,
         programs.group,
         geometry.area,
@@ -157,7 +156,7 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
         HALF=HALF,
         WIDTH=WIDTH,
         ROWS=rows_for(max(1, WIDTH)),
-        N=threads,
+        WARPS=config.warps,
         **config.options,
         **OPTIONS,
     )
@@ -168,11 +167,11 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
             memory,
             tickets,
             tiles * tile,
-            shared.slices,
+            slices,
             reducing.count,
             reducing.group,
             T=tasks,
-            N=threads,
+            N=32 * config.warps,
             HALF=HALF,
             ROWS=rows_for(HALF),
             num_warps=config.warps,

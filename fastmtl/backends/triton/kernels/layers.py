@@ -69,12 +69,26 @@ def products_of_tiles(tiles, N: tl.constexpr, T: tl.constexpr, HALF: tl.constexp
 
 
 @triton.jit
-def flat_tiles(tiles, present, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
-    """Tiles as [N, V], V of each thread in any order; zeros for tasks without a gradient, whatever the inputs are."""
+def by_thread(tile, WARPS: tl.constexpr):
+    """[BI, BO] as [threads, V], with V numbers that one thread holds.
+
+    Right for any layout, and free for that of the results of tensor cores: in 16 x 8 numbers a thread of a warp has
+    those of rows i, i + 8 and columns 2 j, 2 j + 1.
+    """
+    BI: tl.constexpr = tile.shape[0]
+    BO: tl.constexpr = tile.shape[1]
+    DOWN: tl.constexpr = min(WARPS, BI // 16)
+    ACROSS: tl.constexpr = WARPS // DOWN
+    parts = tl.reshape(tile, [BI // (16 * DOWN), DOWN, 2, 8, BO // (8 * ACROSS), ACROSS, 4, 2])
+    return tl.reshape(tl.permute(parts, [1, 3, 5, 6, 0, 2, 4, 7]), [32 * WARPS, BI * BO // (32 * WARPS)])
+
+
+@triton.jit
+def flat_tiles(tiles, present, T: tl.constexpr, WARPS: tl.constexpr):
+    """T tiles as of `by_thread`; zeros for tasks without a gradient, whatever the inputs are."""
     out = ()
     for k in tl.static_range(T):
-        flat = tl.reshape(tiles[k], [N, V], can_reorder=True)
-        out = out + (tl.where(((present >> k) & 1) != 0, flat, 0.0),)
+        out = out + (tl.where(((present >> k) & 1) != 0, by_thread(tiles[k], WARPS), 0.0),)
     return out
 
 
@@ -126,9 +140,9 @@ def form_moments(
     HALF: tl.constexpr,
     WIDTH: tl.constexpr,  # numbers that a program contributes: HALF for Q and HALF for M, as far as they are formed
     ROWS: tl.constexpr,
-    N: tl.constexpr,  # threads
+    WARPS: tl.constexpr,
 ):
-    """A program takes a tile [BI, BO] of all tasks' gradients, and all samples or a slice of them; then the next tile.
+    """A program takes a tile [BI, BO] of all tasks' gradients, and all samples or a slice of them.
 
     Each gradient is read once for every tile of rows, each input once for every tile of outputs and element of the
     kernel that meets it: with t_i = ceil((rows + bias) / BI) and t_o = ceil(outputs / BO) that is, of elements,
@@ -137,86 +151,84 @@ def form_moments(
     """
     i_program = tl.program_id(0)
     PAIRS: tl.constexpr = T * (T + 1) // 2
+    N: tl.constexpr = 32 * WARPS
     V: tl.constexpr = BI * BO // N
-    q_values = tl.zeros([HALF], tl.float32)
-    m_values = tl.zeros([HALF], tl.float32)
-    for i_item in range(i_program, tiles * slices, programs):
-        i_slice = i_item % slices
-        i_tile = i_item // slices
-        i_out = i_tile % tiles_out * BO + tl.arange(0, BO)
-        i_row = i_tile // tiles_out % tiles_in * BI + tl.arange(0, BI)
-        i_group = (i_tile // tiles_out // tiles_in).to(tl.int64)
-        m_row = i_row < rows
-        m_out = i_out < outputs
-        channel, tap_d, tap_h, tap_w = tap_of(i_row, channels, area, kernel, CHANNELS_INNER)
-        taps = (tap_d, tap_h, tap_w)
-        p_rows = p_inputs + i_group * input_strides[1] + input_start
-        o_row = channel.to(tl.int64) * input_strides[2] + offsets(taps, tap_strides, 3)
-        if PER_SAMPLE:
-            a_slice = tl.cdiv(samples, slices)
-            first_sample = i_slice * a_slice
-            last_sample = tl.minimum(first_sample + a_slice, samples)
-            first_position = 0
-            last_position = positions
-        else:
-            a_slice = tl.cdiv(tl.cdiv(positions, BK), slices) * BK
-            first_sample = 0
-            last_sample = 1
-            first_position = i_slice * a_slice
-            last_position = tl.minimum(first_position + a_slice, positions)
+    i_slice = i_program % slices
+    i_tile = i_program // slices
+    i_out = i_tile % tiles_out * BO + tl.arange(0, BO)
+    i_row = i_tile // tiles_out % tiles_in * BI + tl.arange(0, BI)
+    i_group = (i_tile // tiles_out // tiles_in).to(tl.int64)
+    m_row = i_row < rows
+    m_out = i_out < outputs
+    channel, tap_d, tap_h, tap_w = tap_of(i_row, channels, area, kernel, CHANNELS_INNER)
+    taps = (tap_d, tap_h, tap_w)
+    p_rows = p_inputs + i_group * input_strides[1] + input_start
+    o_row = channel.to(tl.int64) * input_strides[2] + offsets(taps, tap_strides, 3)
+    if PER_SAMPLE:
+        a_slice = tl.cdiv(samples, slices)
+        first_sample = i_slice * a_slice
+        last_sample = tl.minimum(first_sample + a_slice, samples)
+        first_position = 0
+        last_position = positions
+    else:
+        a_slice = tl.cdiv(tl.cdiv(positions, BK), slices) * BK
+        first_sample = 0
+        last_sample = 1
+        first_position = i_slice * a_slice
+        last_position = tl.minimum(first_position + a_slice, positions)
 
-        q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
-        sums = repeated(tl.zeros([N, V], tl.float32), T)
-        for b in range(first_sample, last_sample):
-            i_sample = b.to(tl.int64)
-            tiles_of_sample = repeated(tl.zeros([BI, BO], tl.float32), T)
-            for i_first in range(first_position, last_position, BK):
-                i_position = i_first + tl.arange(0, BK)
-                m_position = i_position < last_position
-                at = coordinates(i_position, sizes, RANK)
-                m = m_row[:, None] & m_position[None, :]
-                if CHECKED[0] or CHECKED[1] or CHECKED[2]:
-                    m = m & inside(at, taps, geometry, RANK, CHECKED)
-                p = p_rows + i_sample * input_strides[0] + (
-                    o_row[:, None] + offsets(at, position_strides, RANK)[None, :]
-                )
-                a = tl.load(p, mask=m, other=0.0).to(OPERAND)
-                if BIAS:
-                    a = tl.where((i_row == rows)[:, None], tl.full([1, 1], 1.0, OPERAND), a)
-                at_grad = coordinates(i_position, grad_sizes, GRAD_RANK)
-                added = ()
-                for k in tl.static_range(T):
-                    p_grad = grads[k] + (i_sample * grad_strides[k][0] + i_group * grad_strides[k][1])
-                    o_grad = (
-                        offsets(at_grad, grad_position_strides[k], GRAD_RANK)[:, None]
-                        + (i_out.to(tl.int64) * grad_strides[k][2])[None, :]
-                    )
-                    m_grad = m_position[:, None] & m_out[None, :] & (((present >> k) & 1) != 0)
-                    delta = tl.load(p_grad + o_grad, mask=m_grad, other=0.0).to(OPERAND)
-                    # Tensor cores truncate as they add: they add up BK positions, the rest is rounded. Written as fma,
-                    # as a product that is followed by a sum would become a product that accumulates.
-                    part = tl.dot(a, delta, input_precision=PRECISION)
-                    added = added + (tl.fma(part, tl.full([1, 1], 1.0, tl.float32), tiles_of_sample[k]),)
-                tiles_of_sample = added
-            flat = flat_tiles(tiles_of_sample, present, T, N, V)
-            if PER_SAMPLE:
-                q_sums = add_products(q_sums, flat, flat, T)
-                added = ()
-                for k in tl.static_range(T):
-                    added = added + (sums[k] + flat[k],)
-                sums = added
-            else:
-                sums = flat
-        if PER_SAMPLE:
-            nothing = repeated(tl.zeros([N], tl.float32), HALF - PAIRS)
-            q_values += tl.sum(joined(q_sums + nothing, HALF), 0)
-        if SLICED:
+    q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
+    sums = repeated(tl.zeros([N, V], tl.float32), T)
+    for b in range(first_sample, last_sample):
+        i_sample = b.to(tl.int64)
+        tiles_of_sample = repeated(tl.zeros([BI, BO], tl.float32), T)
+        for i_first in range(first_position, last_position, BK):
+            i_position = i_first + tl.arange(0, BK)
+            m_position = i_position < last_position
+            at = coordinates(i_position, sizes, RANK)
+            m = m_row[:, None] & m_position[None, :]
+            if CHECKED[0] or CHECKED[1] or CHECKED[2]:
+                m = m & inside(at, taps, geometry, RANK, CHECKED)
+            p = p_rows + i_sample * input_strides[0] + (
+                o_row[:, None] + offsets(at, position_strides, RANK)[None, :]
+            )
+            a = tl.load(p, mask=m, other=0.0).to(OPERAND)
+            if BIAS:
+                a = tl.where((i_row == rows)[:, None], tl.full([1, 1], 1.0, OPERAND), a)
+            at_grad = coordinates(i_position, grad_sizes, GRAD_RANK)
+            added = ()
             for k in tl.static_range(T):
-                i_stored = (i_slice.to(tl.int64) * T + k) * tiles + i_tile
-                o_stored = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
-                tl.store(p_slices + i_stored * (N * V) + o_stored, sums[k])
+                p_grad = grads[k] + (i_sample * grad_strides[k][0] + i_group * grad_strides[k][1])
+                o_grad = (
+                    offsets(at_grad, grad_position_strides[k], GRAD_RANK)[:, None]
+                    + (i_out.to(tl.int64) * grad_strides[k][2])[None, :]
+                )
+                m_grad = m_position[:, None] & m_out[None, :] & (((present >> k) & 1) != 0)
+                delta = tl.load(p_grad + o_grad, mask=m_grad, other=0.0).to(OPERAND)
+                # Tensor cores truncate as they add: they add up BK positions, the rest is rounded. Written as fma,
+                # as a product that is followed by a sum would become a product that accumulates.
+                part = tl.dot(a, delta, input_precision=PRECISION)
+                added = added + (tl.fma(part, tl.full([1, 1], 1.0, tl.float32), tiles_of_sample[k]),)
+            tiles_of_sample = added
+        flat = flat_tiles(tiles_of_sample, present, T, WARPS)
+        if PER_SAMPLE:
+            q_sums = add_products(q_sums, flat, flat, T)
+            added = ()
+            for k in tl.static_range(T):
+                added = added + (sums[k] + flat[k],)
+            sums = added
         else:
-            m_values += products_of_tiles(sums, N, T, HALF)
+            sums = flat
+    if PER_SAMPLE:
+        nothing = repeated(tl.zeros([N], tl.float32), HALF - PAIRS)
+        q_values = tl.sum(joined(q_sums + nothing, HALF), 0)
+    if SLICED:
+        for k in tl.static_range(T):
+            i_stored = (i_slice.to(tl.int64) * T + k) * tiles + i_tile
+            o_stored = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
+            tl.store(p_slices + i_stored * (N * V) + o_stored, sums[k])
+    else:
+        m_values = products_of_tiles(sums, N, T, HALF)
 
     if WIDTH > 0:
         if WIDTH == 2 * HALF:
