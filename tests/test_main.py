@@ -11,7 +11,7 @@ class Wrong:
     """A backend whose every result is off."""
 
     @staticmethod
-    def unavailable(device):
+    def unavailable(device, dtype=None):
         return None
 
     def __getattr__(self, op):
