@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmtl.backends.triton.kernels import gnr as kernels
+from fastmtl.backends.triton.kernels.max_min import ROWS
 from fastmtl.backends.triton.launching import OPTIONS, power_of_two
 from fastmtl.backends.triton.workspace import workspace
 
@@ -17,7 +18,7 @@ def width(tasks: int) -> int:
 
 def scratch_size(tasks: int) -> int:
     """Float64 numbers that `kernels.max_min` takes."""
-    return (3 * width(tasks) + 2) * width(tasks)
+    return (3 * width(tasks) + ROWS.value) * width(tasks)
 
 
 def warps(tasks: int) -> int:

@@ -30,7 +30,7 @@ def _diagonal(matrix, axis: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _noise_left(p_scratch, active, accumulation, T: tl.constexpr, P: tl.constexpr):
+def _noise_left(p_scratch, active, accumulation, P: tl.constexpr):
     """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
 
     R and E of the scratch are S and the noise of a micro-batch, in units that make the diagonal of their sum 1.
@@ -40,7 +40,7 @@ def _noise_left(p_scratch, active, accumulation, T: tl.constexpr, P: tl.constexp
     while tried < _SHARES - 1:
         exponent = tl.cast(tried, tl.float64) / (_SHARES - 1) - 1
         share = tl.exp(exponent * tl.log(tl.cast(accumulation, tl.float64)))
-        fits = semidefinite(p_scratch, share, active, T, P)
+        fits = semidefinite(p_scratch, share, active, P)
         left = tl.where(fits, share, left)
         tried = tl.where(fits, _SHARES - 1, tried + 1)
     return left
@@ -77,7 +77,7 @@ def _update_weights(
         tl.debug_barrier()
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
-            left = _noise_left(p_scratch, active, accumulation, T, P)
+            left = _noise_left(p_scratch, active, accumulation, P)
         # Numerators in units of S + noise.
         signal = tl.load(p_scratch + i * (P + 1))
         alone = tl.load(p_scratch + P * P + i * (P + 1)) * left
@@ -90,7 +90,7 @@ def _update_weights(
         tl.store(p_scratch + o, R)
         tl.store(p_scratch + P * P + o, E)
         tl.debug_barrier()
-        v = max_min(p_scratch, active, T, P)
+        v = max_min(p_scratch, active, P)
 
         goal = tl.where(active, tl.log(v * r * d), 0.0)
         weights = tl.load(p_weights + i, mask=i < T, other=1.0)
