@@ -109,5 +109,5 @@ def as_first(first: Tensor, tensor: Tensor) -> Tensor:
     return (
         tensor
         if tensor.stride() == first.stride()
-        else first.new_empty_strided(first.shape, first.stride()).copy_(tensor)
+        else tensor.new_empty_strided(first.shape, first.stride()).copy_(tensor)  # in a dtype of its own
     )
