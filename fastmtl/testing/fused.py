@@ -32,7 +32,7 @@ def _after(update: Case, op: str, measured: int, dtype: torch.dtype, missing: bo
 def fused_cases() -> Iterator[Case]:
     """Cases of `sum_norms_update` and `sum_moments_update`: some of those of the updates."""
     gradnorm = [case for case in update_cases() if "alpha0.12" in case.name or case.name in _OF_GRADNORM]
-    gnr = [case for case in gnr_cases() if case.name in _OF_GNR]
+    gnr = [case for case in gnr_cases() if case.name in _OF_GNR and case.dtype == torch.float32]
     for dtype in (torch.float32, torch.bfloat16):
         for case in gradnorm:
             yield _after(case, "sum_norms_update", 1, dtype, missing=False)

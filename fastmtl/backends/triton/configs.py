@@ -29,6 +29,19 @@ class TileConfig:
     warps: int = WARPS
 
     @property
+    def sharing(self) -> dict[str, int]:
+        """How the kernel is to share out the work."""
+        if self.splits > 1:
+            return {"splits": self.splits, "blocks": self.blocks}
+        return {"programs": self.programs.count, "group": self.programs.group}
+
+    def partials(self, width: int, tile: int) -> int:
+        """Numbers of workspace for partial results of ``width``, and where samples are shared out a tile of each program."""
+        if self.splits == 1:
+            return self.programs.partials(width)
+        return (self.programs.count + self.blocks) * width + self.programs.count * tile
+
+    @property
     def options(self) -> dict[str, int]:
         """For the launch."""
         return {"num_warps": self.warps}

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
+from fastmtl.backends.triton.kernels.gnr import gnr_step
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
 from fastmtl.backends.triton.kernels.tiles import (
     add_products,
@@ -152,7 +153,7 @@ def _sum_samples(
     return q_sums, sample_sums
 
 
-@triton.jit(do_not_specialize=["present", "programs", "group"])
+@triton.jit(do_not_specialize=["present", "programs", "group", "samples", "accumulation"])
 def sum_moments_few(
     grads,  # T tensors of one shape, [batch, positions]
     p_total,  # like them
@@ -170,6 +171,14 @@ def sum_moments_few(
     sample_strides,
     total_strides,
     total_sample_stride,
+    p_message,  # from here on what `gnr_step` takes; not read where not STEP
+    p_state,
+    p_scratch,
+    samples,
+    accumulation,
+    decay: tl.float64,
+    step: tl.float64,
+    floor: tl.float64,
     T: tl.constexpr,
     RANK: tl.constexpr,
     N: tl.constexpr,
@@ -177,6 +186,11 @@ def sum_moments_few(
     VECTOR: tl.constexpr,
     HALF: tl.constexpr,  # T (T + 1) / 2 as a power of two
     ROWS: tl.constexpr,
+    STEP: tl.constexpr,  # whether the update of the GNR weights follows
+    P: tl.constexpr,
+    LOSS_SUM: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,
 ):
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
     i_program = tl.program_id(0)
@@ -193,9 +207,15 @@ def sum_moments_few(
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
     if last:
         _store_moments(p_M, p_Q, values, batch, T, HALF)
+        if STEP:
+            tl.debug_barrier()  # all threads have stored
+            gnr_step(
+                p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
+                T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+            )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["present", "splits", "blocks"])
+@triton.jit(do_not_specialize=["present", "splits", "blocks", "samples", "accumulation"])
 def sum_moments_split(
     grads,
     p_total,
@@ -213,6 +233,14 @@ def sum_moments_split(
     sample_strides,
     total_strides,
     total_sample_stride,
+    p_message,  # from here on what `gnr_step` takes; not read where not STEP
+    p_state,
+    p_scratch,
+    samples,
+    accumulation,
+    decay: tl.float64,
+    step: tl.float64,
+    floor: tl.float64,
     T: tl.constexpr,
     RANK: tl.constexpr,
     N: tl.constexpr,
@@ -220,6 +248,11 @@ def sum_moments_split(
     VECTOR: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
+    STEP: tl.constexpr,  # whether the update of the GNR weights follows
+    P: tl.constexpr,
+    LOSS_SUM: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,
 ):
     """As `sum_moments_few` for few positions and many samples: a program takes a share of the samples of one block.
 
@@ -254,3 +287,9 @@ def sum_moments_split(
         store_row(p_partials, blocks * splits + i_block, values, 2 * HALF)
         if is_last(p_tickets, blocks):
             _store_moments(p_M, p_Q, sum_rows(p_partials, blocks * splits, blocks, 2 * HALF, ROWS), batch, T, HALF)
+            if STEP:
+                tl.debug_barrier()
+                gnr_step(
+                    p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
+                    T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+                )  # fmt: skip
