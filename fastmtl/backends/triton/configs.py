@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.launching import Programs
+from fastmtl.backends.triton.tuning import tunable
 
 # Tasks whose tiles fit the registers side by side: with 16-bit gradients 8 tasks take some 210 registers a thread, 10 all 255.
 FEW = 8
@@ -41,6 +42,17 @@ class TileConfig:
             return self.programs.partials(width)
         return (self.programs.count + self.blocks) * width + self.programs.count * tile
 
+    def neighbours(self) -> list[TileConfig]:
+        """Half and twice as many programs."""
+        if self.splits > 1:
+            splits = [split for split in (self.splits // 2, 2 * self.splits) if split > 1]
+            return [replace(self, splits=split, programs=Programs(self.blocks * split)) for split in splits]
+        counts = {max(1, self.programs.count // 2), min(self.blocks, 2 * self.programs.count)} - {
+            self.programs.count,
+            0,
+        }
+        return [replace(self, programs=Programs(count)) for count in sorted(counts)]
+
     @property
     def options(self) -> dict[str, int]:
         """For the launch."""
@@ -73,16 +85,25 @@ def moments_registers(tasks: int, width: int) -> int:
     return 28 + tasks * (tasks + 1) + tasks * (5 if width == 4 else 12)
 
 
+def streaming(chip: Chip, tasks: int, blocks: int, registers: int) -> TileConfig:
+    """Blocks of 16 bytes a thread, shared out among programs that read T streams."""
+    return TileConfig(WARPS * chip.warp_size, blocks, Programs(max(1, min(blocks, wanted(chip, tasks, registers)))))
+
+
+def _by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int) -> TileConfig:
+    return streaming(chip, tasks, -(-positions // (WARPS * chip.warp_size * width)), registers)
+
+
+@tunable
 def by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int) -> TileConfig:
     """Blocks of positions, shared out among programs."""
-    rows = WARPS * chip.warp_size
-    blocks = -(-positions // (rows * width))
-    return TileConfig(rows, blocks, Programs(max(1, min(blocks, wanted(chip, tasks, registers)))))
+    return _by_blocks(chip, tasks, positions, width, registers)
 
 
+@tunable
 def by_samples(chip: Chip, tasks: int, batch: int, positions: int, width: int, registers: int) -> TileConfig:
     """The same where blocks keep the memory busy; else the samples of each block are shared out as well."""
-    config = by_blocks(chip, tasks, positions, width, registers)
+    config = _by_blocks(chip, tasks, positions, width, registers)
     splits = min(wanted(chip, tasks, registers) // max(1, config.blocks), batch // LEAST_SAMPLES)
     if splits < 2 or config.blocks > MOST_BLOCKS:
         return config
