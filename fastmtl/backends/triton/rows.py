@@ -31,6 +31,10 @@ class RowConfig:
         """For the launch. One stage: other programs of the processor load meanwhile."""
         return {"num_warps": self.warps, "num_stages": 1}
 
+    def rows_for(self, width: int) -> int:
+        """Rows of partial results that are read at a time: at most 16 numbers a thread, where a row is no longer."""
+        return max(1, 512 * self.warps // width)
+
 
 def rows_of(count: int) -> int:
     """Rows of the tile of ``count`` tensors."""
