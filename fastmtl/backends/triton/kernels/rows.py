@@ -56,6 +56,15 @@ def load_rows(p_rows, like, o_position, m_row, m_position, V: tl.constexpr, VECT
 
 
 @triton.jit
+def store_columns(p_first, o_position, values, m_position, V: tl.constexpr, VECTOR: tl.constexpr):
+    """Write [K] values, of a tile of one row."""
+    p = p_first + o_position
+    if VECTOR:
+        p = tl.max_contiguous(tl.multiple_of(p, [16]), [V])
+    tl.store(p, values.to(p_first.dtype.element_ty), mask=m_position)
+
+
+@triton.jit
 def products(left, right, PRECISION: tl.constexpr):
     """[rows of left, rows of right] inner products over K, a short chain on tensor cores, which truncate.
 
