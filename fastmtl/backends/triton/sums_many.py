@@ -11,10 +11,10 @@ from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import sums_many as kernels
 from fastmtl.backends.triton.launching import OPTIONS, rows_for
 from fastmtl.backends.triton.layout import width
-from fastmtl.backends.triton.rows import alike, columns_of, precision_of, rows_of, streaming_rows
+from fastmtl.backends.triton.rows import LEAST_ROWS, alike, columns_of, precision_of, rows_of, streaming_rows
 from fastmtl.backends.triton.workspace import workspace
 
-ELEMENTS = 8192  # of a tile of `sum_norms_many`: 64 registers of a thread
+CHUNK = LEAST_ROWS  # tasks that `sum_norms_many` reads at a time: as many loads of 16 bytes a thread are under way
 
 
 def sum_norms_many(
@@ -42,10 +42,10 @@ def sum_norms_many(
     tasks = norms.numel()
     (_, tensors), layout = alike(([total], tensors), by_sample=False)
     TASKS = rows_of(tasks)
-    K = ELEMENTS // TASKS
+    V = width(total)
     chip = chip_of(total.device)
-    loads = ELEMENTS * total.element_size() // (4 * chip.warp_size * 16)  # of a thread
-    config = configs.streaming(chip, loads, -(-layout.positions // K), 128)
+    K = 4 * chip.warp_size * V
+    config = configs.streaming(chip, CHUNK, -(-layout.positions // K), 128)
     partials, tickets = workspace(total.device, config.programs.partials(TASKS))
     alpha, lr, beta1, beta2, eps, min_weight = options
     kernels.sum_norms_many[(config.programs.count,)](
@@ -71,9 +71,10 @@ def sum_norms_many(
         min_weight,
         T=tasks,
         TASKS=TASKS,
+        CHUNK=CHUNK,
         RANK=layout.rank,
         K=K,
-        V=width(total),
+        V=V,
         VECTOR=layout.vector,
         ROWS=rows_for(TASKS),
         STEP=message is not None,
