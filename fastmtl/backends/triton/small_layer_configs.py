@@ -46,7 +46,7 @@ def _less_or_equal_power(number: int) -> int:
 
 def norm_config(
     chip: Chip,
-    tasks: int,
+    streams: int,
     accumulators: int,
     batch: int,
     parameters: int,
@@ -58,7 +58,8 @@ def norm_config(
     """Tiles for ``accumulators`` (T, with bias 2 T) sums of gradients.
 
     Args:
-        chip, tasks, batch, parameters, positions: of the call.
+        chip, batch, parameters, positions: of the call.
+        streams: tensors that are read: the gradients and what is normalised.
         accumulators: sums that each element of a tile takes.
         inner: whether parameters lie together in memory, else positions.
         widest: elements in 16 bytes, or in what the narrowest gradient makes of them.
@@ -70,10 +71,13 @@ def norm_config(
     elements = min(widest, _less_or_equal_power(ACCUMULATED // (2 * accumulators)))
     if inner:
         vector = min(vector, elements)
+    if vector == 1:
+        # Each element has offsets of its own in every gradient.
+        elements = min(elements, 2 if streams <= 5 else 1)
     total = threads * max(1, elements // vector)
     parameter_groups = parameters // vector if inner else parameters
     position_groups = positions if inner else positions // vector
-    wanted = _wanted(chip, tasks, threads, 32 + 3 * accumulators * elements)
+    wanted = _wanted(chip, streams, threads, 32 + 3 * accumulators * elements)
     if inner:
         along = min(total, power_of_two(parameter_groups))
         rows = min(total // along, power_of_two(position_groups))
@@ -103,3 +107,58 @@ def _wanted(chip: Chip, streams: int, threads: int, registers: int) -> int:
     """Programs that keep the memory busy, as in `configs.streaming`."""
     flying = -(-chip.bytes_in_flight // (streams * threads * 16))
     return chip.processors * min(resident(chip, registers, threads // chip.warp_size), max(2, 2 * flying))
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Tiles of chunks x groups of ``vector`` columns: each program walks ``chunks`` of ``length`` sorted rows."""
+
+    vector: int
+    columns: int  # groups
+    chunks: int
+    ahead: int  # rows that are read at a time
+    length: int
+    blocks: int  # of columns
+    programs: Programs
+    warps: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        """For the launch."""
+        return {"num_warps": self.warps}
+
+
+# Parts at the ends of a chunk take 4 (with bfloat16 gradients 8) times the memory of a row: little beside 16 rows, as
+# most ends cut no segment.
+LEAST_LENGTH = 16
+
+
+def embedding_config(
+    chip: Chip, tasks: int, rows: int, columns: int, widest: int, vector: int, element_size: int
+) -> EmbeddingConfig:
+    """Programs of one warp: they need no barrier, and each is a chain of rows, so that many are better than large ones.
+
+    Args:
+        chip, tasks, rows, columns, element_size: of the call.
+        widest: elements in 16 bytes.
+        vector: elements that are together and aligned everywhere, at most ``widest``.
+    """
+    threads = chip.warp_size
+    # Sums of the open segment of M and of that of Q, for every element that a thread reads at once.
+    elements = min(widest, _less_or_equal_power(ACCUMULATED // 2 // (2 * tasks)))
+    vector = min(vector, elements)
+    if vector == 1:
+        elements = min(elements, 2)  # each has an address of its own in every gradient
+    total = threads * max(1, elements // vector)
+    groups = columns // vector
+    along = min(total, power_of_two(groups))
+    chunks = total // along
+    blocks = -(-groups // along)
+    # 48 registers of what is read before it is used: a warp's own part of the loads that keep the memory busy.
+    ahead = max(1, min(4, _less_or_equal_power(48 * 4 // (tasks * elements * element_size))))
+    flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
+    registers = 64 + 2 * tasks * elements + ahead * tasks * elements * element_size // 4 + tasks * (tasks + 1)
+    wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))
+    length = max(LEAST_LENGTH, _less_or_equal_power(rows * blocks // (wanted * chunks)))
+    count = -(-rows // (length * chunks)) * blocks
+    return EmbeddingConfig(vector, along, chunks, ahead, length, blocks, Programs(count))
