@@ -50,7 +50,6 @@ def embedding_moments(
     M, Q = (like.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
     padding = -1 if padding_idx is None else padding_idx
     narrow = rows < 1 << 31
-    # Each of a group of 4 float32 numbers is 16 bytes.
     border_vector = next(size for size in (4, 2, 1) if config.vector % size == 0 and columns % size == 0)
     kernels.embedding_chunks[(count,)](
         ordered,

@@ -144,18 +144,19 @@ def embedding_config(
         vector: elements that are together and aligned everywhere, at most ``widest``.
     """
     threads = chip.warp_size
-    # Sums of the open segment of M and of that of Q, for every element that a thread reads at once.
-    elements = min(widest, _less_or_equal_power(ACCUMULATED // 2 // (2 * tasks)))
+    # Sums of the open segment of M and of that of Q, for every element that a thread reads at once; products of pairs,
+    # and what is read ahead, take as many registers again.
+    elements = min(widest, _less_or_equal_power(24 // tasks))
     vector = min(vector, elements)
     if vector == 1:
-        elements = min(elements, 2)  # each has an address of its own in every gradient
+        elements = min(elements, 2 if tasks <= 4 else 1)  # each has an address of its own in every gradient
     total = threads * max(1, elements // vector)
     groups = columns // vector
     along = min(total, power_of_two(groups))
     chunks = total // along
     blocks = -(-groups // along)
-    # 48 registers of what is read before it is used: a warp's own part of the loads that keep the memory busy.
-    ahead = max(1, min(4, _less_or_equal_power(48 * 4 // (tasks * elements * element_size))))
+    # Several loads of 16 bytes under way in each program; each row that is read ahead repeats the code of a row.
+    ahead = max(1, min(4, _less_or_equal_power(8 // tasks)))
     flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
     registers = 64 + 2 * tasks * elements + ahead * tasks * elements * element_size // 4 + tasks * (tasks + 1)
     wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, store_row
 from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
-from fastmtl.backends.triton.kernels.tiles import add_products, load_tile, offsets_of, repeated
+from fastmtl.backends.triton.kernels.tiles import add_products, offsets_of, repeated
 
 
 @triton.jit
@@ -48,30 +48,58 @@ def _border_offsets(
 
 
 @triton.jit
-def _cleared(tiles, m, T: tl.constexpr):
-    """T tiles [C, N, V] with zeros where ``m`` [C]."""
+def _cleared(tiles, m, C: tl.constexpr, T: tl.constexpr):
+    """T tiles [C, N, V] with zeros where ``m`` [C], which is true somewhere."""
     out = ()
     for k in tl.static_range(T):
-        out = out + (tl.where(m[:, None, None], 0.0, tiles[k]),)
+        if C == 1:
+            out = out + (tl.zeros_like(tiles[k]),)
+        else:
+            out = out + (tl.where(m[:, None, None], 0.0, tiles[k]),)
     return out
 
 
 @triton.jit
-def _added_where(left, right, m, T: tl.constexpr):
-    """T sums, ``right`` counted where ``m`` [C]."""
+def _added(left, right, T: tl.constexpr):
+    """T sums."""
     out = ()
     for k in tl.static_range(T):
-        out = out + (left[k] + tl.where(m[:, None, None], right[k], 0.0),)
+        out = out + (left[k] + right[k],)
     return out
 
 
 @triton.jit
-def _add_pairs(sums, tiles, m, C: tl.constexpr, N: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
-    """``sums`` [C * N] with the products of pairs of T tiles [C, N, V], counted where ``m`` [C]."""
-    flat = ()
+def _added_where(left, right, m, C: tl.constexpr, T: tl.constexpr):
+    """T sums, ``right`` counted where ``m`` [C], which is true somewhere."""
+    out = ()
     for k in tl.static_range(T):
-        flat = flat + (tl.reshape(tl.where(m[:, None, None], tiles[k], 0.0), [C * N, V]),)
-    return add_products(sums, flat, flat, T)
+        if C == 1:
+            out = out + (left[k] + right[k],)
+        else:
+            out = out + (left[k] + tl.where(m[:, None, None], right[k], 0.0),)
+    return out
+
+
+@triton.jit
+def _add_pairs(sums, tiles, m, T: tl.constexpr):
+    """``sums`` [C, N] of pairs k >= j with the products of T tiles [C, N, V], counted where ``m`` [C]."""
+    out = ()
+    for k in tl.static_range(T):
+        for j in tl.static_range(k + 1):
+            product = tl.sum(tiles[k] * tiles[j], 2)
+            out = out + (sums[k * (k + 1) // 2 + j] + tl.where(m[:, None], product, 0.0),)
+    return out
+
+
+@triton.jit
+def _row(q_sums, m_sums, N: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr):
+    """[2 HALF]: sums of N numbers in any shape, as a row of partial results."""
+    flat_q = ()
+    flat_m = ()
+    for i in tl.static_range(PAIRS):
+        flat_q = flat_q + (tl.reshape(q_sums[i], [N]),)
+        flat_m = flat_m + (tl.reshape(m_sums[i], [N]),)
+    return moments_row(pair_row(flat_q, N, PAIRS, HALF), pair_row(flat_m, N, PAIRS, HALF), HALF)
 
 
 @triton.jit
@@ -79,13 +107,19 @@ def _store_parts(
     p_borders, i_chunk, i_level, i_slot, tiles, m_lane, o_group, columns, LEVELS: tl.constexpr, C: tl.constexpr,
     N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Write T tiles [C, N, V] where ``m_lane`` [C]."""
-    m = tl.broadcast_to(m_lane[:, None, None] & (o_group < columns), [C, N, V])
+    """Write T tiles [C, N, V] where ``m_lane`` [C]; 8 columns in two parts of 16 bytes, by the threads that have them."""
+    W: tl.constexpr = 4 if V == 8 else V
+    m = tl.broadcast_to(m_lane[:, None, None] & (o_group < columns), [C, N, W])
     for k in tl.static_range(T):
         o = _border_offsets(
-            i_chunk[:, None, None], i_level, i_slot[:, None, None], k, o_group, columns, LEVELS, T, V, VECTOR
+            i_chunk[:, None, None], i_level, i_slot[:, None, None], k, o_group, columns, LEVELS, T, W, VECTOR
         )
-        tl.store(p_borders + o, tiles[k], mask=m)
+        if V == 8:
+            left, right = tl.split(tl.permute(tl.reshape(tiles[k], [C, N, 2, 4]), [0, 1, 3, 2]))
+            tl.store(p_borders + o, left, mask=m)
+            tl.store(p_borders + o + 4, right, mask=m)
+        else:
+            tl.store(p_borders + o, tiles[k], mask=m)
 
 
 @triton.jit(do_not_specialize=["present", "rows", "length", "blocks", "padding"])
@@ -135,8 +169,8 @@ def embedding_chunks(
     started_Q = started_M | (_position(p_order, first - 1, m_before, NARROW) // sample_rows != sample)
     parts_M = repeated(tl.zeros([C, N, V], tl.float32), T)
     parts_Q = repeated(tl.zeros([C, N, V], tl.float32), T)
-    m_sums = repeated(tl.zeros([C * N], tl.float32), PAIRS)
-    q_sums = repeated(tl.zeros([C * N], tl.float32), PAIRS)
+    m_sums = repeated(tl.zeros([C, N], tl.float32), PAIRS)
+    q_sums = repeated(tl.zeros([C, N], tl.float32), PAIRS)
     slot_0 = tl.zeros([C], tl.int64)
 
     for i in range(0, length, AHEAD):
@@ -154,7 +188,8 @@ def embedding_chunks(
                 o_row = offsets_of(position.to(tl.int64), row_sizes, row_strides[k], RANK)
                 o = o_row[:, None, None] + o_group * column_strides[k]
                 o = tl.multiple_of(o, [V, V, V]) + tl.arange(0, V)[None, None, :]
-                tiles = tiles + (load_tile(grads[k] + o, m, k, present),)
+                # Converted when it is used: until then it takes fewer registers.
+                tiles = tiles + (tl.load(grads[k] + o, mask=m & (((present >> k) & 1) != 0), other=0.0),)
             indices = indices + (next_index,)
             samples = samples + (position // sample_rows,)
         for a in tl.static_range(AHEAD):
@@ -163,29 +198,29 @@ def embedding_chunks(
             if PER_SAMPLE:
                 ends_Q = ends_M | (m_row & (samples[a] != sample))
                 if _any(ends_Q):
-                    q_sums = _add_pairs(q_sums, parts_Q, ends_Q & started_Q, C, N, V, T)
+                    q_sums = _add_pairs(q_sums, parts_Q, ends_Q & started_Q, T)
                     _store_parts(
                         p_borders, i_chunk, 0, slot_0, parts_Q, ends_Q & ~started_Q, o_group, columns, LEVELS, C, N, V,
                         BORDER_VECTOR, T,
                     )  # fmt: skip
-                    parts_M = _added_where(parts_M, parts_Q, ends_Q, T)
-                    parts_Q = _cleared(parts_Q, ends_Q, T)
+                    parts_M = _added_where(parts_M, parts_Q, ends_Q, C, T)
+                    parts_Q = _cleared(parts_Q, ends_Q, C, T)
                     started_Q = started_Q | ends_Q
             if _any(ends_M):
-                m_sums = _add_pairs(m_sums, parts_M, ends_M & started_M, C, N, V, T)
+                m_sums = _add_pairs(m_sums, parts_M, ends_M & started_M, T)
                 _store_parts(
                     p_borders, i_chunk, LEVELS - 1, slot_0, parts_M, ends_M & ~started_M, o_group, columns, LEVELS, C,
                     N, V, BORDER_VECTOR, T,
                 )  # fmt: skip
-                parts_M = _cleared(parts_M, ends_M, T)
+                parts_M = _cleared(parts_M, ends_M, C, T)
                 started_M = started_M | ends_M
             row = ()
             for k in tl.static_range(T):
-                row = row + (tiles[a * T + k],)
+                row = row + (tiles[a * T + k].to(tl.float32),)
             if PER_SAMPLE:
-                parts_Q = _added_where(parts_Q, row, m_row, T)
+                parts_Q = _added(parts_Q, row, T)
             else:
-                parts_M = _added_where(parts_M, row, m_row, T)
+                parts_M = _added(parts_M, row, T)
             index = tl.where(m_row, indices[a], index)
             sample = tl.where(m_row, samples[a], sample)
 
@@ -194,19 +229,18 @@ def embedding_chunks(
     open_M = m_after & (after == index)
     if PER_SAMPLE:
         open_Q = open_M & (_position(p_order, last, m_after, NARROW) // sample_rows == sample)
-        parts_M = _added_where(parts_M, parts_Q, m_chunk, T)
-        q_sums = _add_pairs(q_sums, parts_Q, m_chunk & started_Q & ~open_Q, C, N, V, T)
+        parts_M = _added(parts_M, parts_Q, T)
+        q_sums = _add_pairs(q_sums, parts_Q, m_chunk & started_Q & ~open_Q, T)
         _store_parts(
             p_borders, i_chunk, 0, (open_Q & started_Q).to(tl.int64), parts_Q, m_chunk & (open_Q | ~started_Q),
             o_group, columns, LEVELS, C, N, V, BORDER_VECTOR, T,
         )  # fmt: skip
-    m_sums = _add_pairs(m_sums, parts_M, m_chunk & started_M & ~open_M, C, N, V, T)
+    m_sums = _add_pairs(m_sums, parts_M, m_chunk & started_M & ~open_M, T)
     _store_parts(
         p_borders, i_chunk, LEVELS - 1, (open_M & started_M).to(tl.int64), parts_M, m_chunk & (open_M | ~started_M),
         o_group, columns, LEVELS, C, N, V, BORDER_VECTOR, T,
     )  # fmt: skip
-    row = moments_row(pair_row(q_sums, C * N, PAIRS, HALF), pair_row(m_sums, C * N, PAIRS, HALF), HALF)
-    store_row(p_partials, i_program, row, 2 * HALF)
+    store_row(p_partials, i_program, _row(q_sums, m_sums, C * N, PAIRS, HALF), 2 * HALF)
 
 
 @triton.jit
@@ -271,10 +305,7 @@ def _joined_segment(
             more = _parts_of(
                 p_borders, i_chunk + 1 + i_next, i_level, 0, i_next < count, o_group, columns, LEVELS, R, N, V, VECTOR, T
             )  # fmt: skip
-            added = ()
-            for k in tl.static_range(T):
-                added = added + (parts[k] + more[k],)
-            parts = added
+            parts = _added(parts, more, T)
         whole = ()
         for k in tl.static_range(T):
             whole = whole + (tl.sum(parts[k], 0),)
@@ -330,7 +361,7 @@ def embedding_borders(
             m_sums, p_indices, p_order, p_borders, i_chunk, LEVELS - 1, o_group, padding, rows, sample_rows, columns,
             length, LEVELS, R, N, V, BORDER_VECTOR, W, T, False, NARROW,
         )  # fmt: skip
-    row = moments_row(pair_row(q_sums, N, PAIRS, HALF), pair_row(m_sums, N, PAIRS, HALF), HALF)
+    row = _row(q_sums, m_sums, N, PAIRS, HALF)
     row += tl.load(p_partials + i_program.to(tl.int64) * (2 * HALF) + tl.arange(0, 2 * HALF))
     p_own = p_partials + programs.to(tl.int64) * (2 * HALF)
     last, values = finish(row, p_own, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
