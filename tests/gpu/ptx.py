@@ -29,26 +29,7 @@ def emulator() -> Any:
         pytest.skip("the PTX executor is not here: set FASTMTL_PTXEMU to its directory")
     if path not in sys.path:
         sys.path.append(path)
-    module = importlib.import_module("ptxemu")
-    if not hasattr(module._Chunk, "knows_tf32"):
-        _teach_tf32(module._Chunk)
-    return module
-
-
-def _teach_tf32(chunk: Any) -> None:
-    """The conversion of float32 to tf32: to the nearest number of 11 bits, ties away from zero."""
-    others = chunk.cvt
-
-    def cvt(self: Any, instruction: Any, mask: Any, types: Any) -> None:
-        if "tf32" not in instruction.op:
-            return others(self, instruction, mask, types)
-        destination, source = instruction.args
-        bits = self.rd(source, ("u", 32), mask)
-        finite = (bits & 0x7F800000) != 0x7F800000
-        rounded = np.where(finite, bits + np.uint32(0x1000), bits) & np.uint32(0xFFFFE000)
-        self.wr(destination, rounded.astype(np.uint32), ("u", 32), mask)
-
-    chunk.cvt, chunk.knows_tf32 = cvt, True
+    return importlib.import_module("ptxemu")
 
 
 @dataclass

@@ -75,6 +75,9 @@ def _sum_norms(grads: Sequence[Tensor | None], update: tuple[Any, ...] | None) -
     inputs = _inputs(grads, by_sample=False)
     total, tasks = inputs.total, inputs.tasks
     norms = total.new_empty(tasks, dtype=torch.float32)
+    if tasks > configs.FEW:
+        sums_many.sum_norms(total, norms, inputs.tensors, inputs.present, _gradnorm_arguments(norms, update))
+        return total, norms
     V, chip = width(total), chip_of(total.device)
     config = configs.by_blocks(chip, tasks, inputs.layout.positions, V, configs.norms_registers(tasks, V))
     WIDTH = max(2, power_of_two(tasks))
