@@ -229,7 +229,7 @@ def determinism(scale: Scale) -> list[Item]:
 
 
 def times(scale: Scale) -> list[Item]:
-    """The speed of light first, then the ops, large problems first."""
+    """The speed of light first, then the ops; what may not fit time or memory last."""
     return [Item("bandwidth", partial(bandwidth, scale=scale))] + [
         Item(name, partial(timed_op, make_problem=maker, scale=scale))
         for name, maker in _problems(scale, scale.elements)

@@ -35,7 +35,7 @@ class Scale:
 
     tasks: tuple[int, ...] = (3, 10, 40)
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
-    elements: tuple[int, ...] = (2**24, 2**22, 2**20)
+    elements: tuple[int, ...] = (2**24, 2**22, 2**20, 2**26)
     small: int = 2**20  # elements of first calls and determinism
     layer_tasks: tuple[int, ...] = (3, 10)
     layers: int = 1  # sizes of the layers are divided by this

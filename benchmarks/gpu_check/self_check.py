@@ -10,17 +10,20 @@ from benchmarks.gpu_check.machine import Machine
 from benchmarks.gpu_check.running import Item, Scale
 from benchmarks.gpu_check.timed import error_text
 from fastmtl import testing
-from fastmtl.backends.contract import DTYPES, SCHEMAS
+from fastmtl.backends.contract import SCHEMAS
 from fastmtl.ops.selection import BACKENDS, backend_name, unavailable
 
 PIECE = 4  # cases of an item
 
 
 def selection(machine: Machine, scale: Scale) -> dict[str, Any]:
-    """Which backends there are, and which runs each op."""
+    """Which backends there are, and which runs each op; wrong where a GPU has to do with the reference."""
+    reasons = {name: unavailable(name, machine.device) for name in BACKENDS}
+    fallen_back = machine.device.type == "cuda" and reasons["triton"] is not None
     return {
-        "backends": {name: unavailable(name, machine.device) or "available" for name in BACKENDS},
+        "backends": {name: reason or "available" for name, reason in reasons.items()},
         "runs": {op: backend_name(machine.device, op) for op in SCHEMAS},
+        "wrong": f"the Triton backend is not available: {reasons['triton']}" if fallen_back else None,
     }
 
 
@@ -28,14 +31,10 @@ def check(machine: Machine, cases: Sequence[testing.Case]) -> dict[str, Any]:
     """``checked``: by backend the number of cases, the worst error in units of the tolerance, those that failed."""
     checked: dict[str, dict[str, Any]] = {}
     errors: dict[str, str] = {}
-    for name, backend in BACKENDS.items():
-        if unavailable(name, machine.device, cases[0].op) is not None:
-            continue
-        outcome: dict[str, Any] = {"cases": 0, "worst": 0.0, "failed": []}
-        for case in cases:
-            if case.dtype not in getattr(backend, "DTYPES", DTYPES):
-                continue
-            outcome["cases"] += 1
+    for name in BACKENDS:
+        runs = [case for case in cases if unavailable(name, machine.device, case.op, case.dtype) is None]
+        outcome: dict[str, Any] = {"cases": len(runs), "worst": 0.0, "failed": []}
+        for case in runs:
             try:
                 error = testing.check(case, name, machine.device).error
                 outcome["worst"] = max(outcome["worst"], error)
@@ -45,7 +44,8 @@ def check(machine: Machine, cases: Sequence[testing.Case]) -> dict[str, Any]:
                 errors[f"{name}: {case}"] = error_text(raised)
             if f"{name}: {case}" in errors:
                 outcome["failed"].append(str(case))
-        checked[name] = outcome
+        if runs:
+            checked[name] = outcome
     return {"op": cases[0].op, "checked": checked, "errors": errors}
 
 

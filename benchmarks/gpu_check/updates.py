@@ -22,6 +22,8 @@ def cases() -> list[testing.Case]:
         "weigh": ("T3", "T64"),
         "gradnorm_update": ("T3-alpha1.5-adam", "T64-alpha1.5-adam"),
         "gnr_update": ("T3-relative", "T10-relative", "T64-relative", "T10-intertask"),
+        "sum_norms_update": ("T3-alpha0.12-adam", "T64-alpha0.12-adam"),
+        "sum_moments_update": ("T3-relative", "T10-relative"),
     }
     return [c for c in testing.cases() if c.name in wanted.get(c.op, ()) and c.dtype == torch.float32]
 

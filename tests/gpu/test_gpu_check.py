@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from benchmarks.gpu_check import __main__ as main
 from benchmarks.gpu_check import gradients, isolated, running, timed
-from benchmarks.gpu_check.machine import Sample, flat
+from benchmarks.gpu_check.machine import Gpu, Sample, flat
 from benchmarks.gpu_check.running import Item, Scale, Section
 from benchmarks.gpu_check.sections import SECTIONS
 from fastmtl.backends import reference
@@ -201,6 +203,68 @@ def test_a_wrong_op_is_noticed(tmp_path, monkeypatch):
     assert all("differs from plain" in f["wrong"] for f in figures.values())
     assert status == 1
     assert [line.split(":")[1] for line in results["failures"]] == [" sum_norms T=2", " sum_norms T=1"]
+
+
+class Event:
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other: Event) -> float:
+        return (other.at - self.at) * 1e3
+
+
+class Stream:
+    def wait_stream(self, other: Stream) -> None: ...
+
+
+class Graph:
+    """Replays what was called while it was captured."""
+
+    def replay(self) -> None:
+        self.replayed = True
+
+
+class Cuda:
+    """As much of `torch.cuda` as `Gpu` calls, on the CPU."""
+
+    Event, Stream, CUDAGraph = Event, Stream, Graph
+
+    @staticmethod
+    def get_device_properties(device: Any) -> Any:
+        return types.SimpleNamespace(name="NVIDIA X1", multi_processor_count=2, total_memory=2**20, L2_cache_size=2**10)
+
+    current_device = staticmethod(lambda: 0)
+    current_stream = staticmethod(Stream)
+    synchronize = empty_cache = reset_peak_memory_stats = staticmethod(lambda: None)
+    stream = graph = staticmethod(lambda value: contextlib.nullcontext())
+    memory_allocated = staticmethod(lambda: 5)
+    max_memory_allocated = staticmethod(lambda: 12)
+    mem_get_info = staticmethod(lambda: (10, 20))
+    get_device_capability = staticmethod(lambda device: (9, 0))
+
+
+def test_the_gpu_layer_on_a_mock_of_torch_cuda(monkeypatch):
+    for name in [name for name in dir(Cuda) if not name.startswith("_")]:
+        monkeypatch.setattr(torch.cuda, name, getattr(Cuda, name))
+    gpu = Gpu()
+    assert gpu.device == torch.device("cuda", 0)
+    gpu.device = torch.device("cpu")
+    gpu.chill()
+    read = gpu.timed(lambda: time.sleep(0.01))
+    assert 0.01 <= read().host <= read().device < 5
+    calls: list[int] = []
+    replay, results = gpu.captured(lambda: calls.append(1) or torch.ones(2))
+    replay()
+    assert len(calls) == 4 and flat(results)[0].tolist() == [1, 1]
+    assert len(gpu.on_streams(lambda: 1, 3)) == 3
+    assert gpu.peak_bytes(lambda: None) == 7
+    assert gpu.free_bytes() == 10
+    known = gpu.conditions()
+    assert known["device"] == "NVIDIA X1" and known["capability"] == [9, 0]
+    assert main._default_output(gpu).name == "gpu-nvidia-x1.json"
 
 
 class Drifting(StandIn):
