@@ -33,8 +33,10 @@ def _unavailable(device_type: str) -> str | None:
     return None
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why this backend cannot run on ``device``, None where it can."""
+def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why this backend cannot run on ``device`` (for gradients of ``dtype``), None where it can."""
+    if dtype is not None and dtype not in DTYPES:
+        return f"it takes {', '.join(str(known).removeprefix('torch.') for known in DTYPES)}, not {dtype}"
     return _unavailable(device.type)
 
 
@@ -116,3 +118,13 @@ def gradnorm_update(*arguments: Any) -> None:
 def gnr_update(*arguments: Any) -> None:
     """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
     _host("gnr").gnr_update(*arguments)
+
+
+def sum_norms_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """`sum_norms` and `gradnorm_update` in one launch."""
+    return _host("sums").sum_norms_update(grads, *arguments)
+
+
+def sum_moments_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`sum_moments` and `gnr_update` in one launch."""
+    return _host("sums").sum_moments_update(grads, *arguments)
