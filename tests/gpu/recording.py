@@ -42,6 +42,7 @@ def recorded(call: Callable[[], Any], chip: chips.Chip) -> list[Launch]:
         chips.assume(chip),
         mock.patch.object(layout, "aligned", _aligned),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: True),
+        mock.patch.object(torch.cuda, "current_device", lambda: 0),
         intercepted(launches.append),
     ):
         call()
