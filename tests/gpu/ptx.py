@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,26 +29,7 @@ def emulator() -> Any:
         pytest.skip("the PTX executor is not here: set FASTMTL_PTXEMU to its directory")
     if path not in sys.path:
         sys.path.append(path)
-    module = importlib.import_module("ptxemu")
-    if not hasattr(module._Chunk, "knows_tf32"):
-        _teach_tf32(module._Chunk)
-    return module
-
-
-def _teach_tf32(chunk: Any) -> None:
-    """The conversion of float32 to tf32: to the nearest number of 11 bits, ties away from zero."""
-    others = chunk.cvt
-
-    def cvt(self: Any, instruction: Any, mask: Any, types: Any) -> None:
-        if "tf32" not in instruction.op:
-            return others(self, instruction, mask, types)
-        destination, source = instruction.args
-        bits = self.rd(source, ("u", 32), mask)
-        finite = (bits & 0x7F800000) != 0x7F800000
-        rounded = np.where(finite, bits + np.uint32(0x1000), bits) & np.uint32(0xFFFFE000)
-        self.wr(destination, rounded.astype(np.uint32), ("u", 32), mask)
-
-    chunk.cvt, chunk.knows_tf32 = cvt, True
+    return importlib.import_module("ptxemu")
 
 
 @dataclass
@@ -92,6 +74,12 @@ class _Written(TorchDispatchMode):
         return self.masks[start][1] if start in self.masks else np.ones(size, bool)
 
 
+def executable(text: str) -> str:
+    """PTX that the executor knows: rounding to tf32, to nearest and halves away from zero, in integer arithmetic."""
+    rounding = r"cvt\.rna\.tf32\.f32\s+(%\w+), (%\w+);"
+    return re.sub(rounding, r"add.u32 \1, \2, 4096;\n\tand.b32 \1, \1, -8192;", text)
+
+
 def execute(
     launch: Launch, written: _Written, seed: int = 0, text: str | None = None, **options: Any
 ) -> tuple[dict[str, int], dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]]:
@@ -116,7 +104,7 @@ def execute(
             values.append(np.float32(value))
         else:
             values.append(int(value))
-    module = ptxemu.Module(text or compiled.asm["ptx"])
+    module = ptxemu.Module(executable(text or compiled.asm["ptx"]))
     threads = 32 * compiled.metadata.num_warps
     counts = ptxemu.launch(
         device, module, compiled.metadata.name, launch.grid, threads, values,

@@ -73,7 +73,7 @@ def layout_of(tensors: Sequence[Tensor], by_sample: bool) -> Layout | None:
     first = tensors[0]
     start = 1 if by_sample else 0
     dims = [dim for dim in range(start, first.dim()) if first.shape[dim] != 1]
-    order = sorted(dims, key=lambda dim: (-first.stride(dim), dim))
+    order = sorted(dims, key=first.stride, reverse=True)  # stable: equal strides stay in the order of dimensions
     sizes, strides = merged(first.shape, [tensor.stride() for tensor in tensors], order)
     if len(sizes) > MAX_RANK:
         return None

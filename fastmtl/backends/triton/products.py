@@ -13,7 +13,7 @@ from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import products as kernels
 from fastmtl.backends.triton.launching import OPTIONS, filled, power_of_two, rows_for
 from fastmtl.backends.triton.layout import Layout, layout_of, readable, width
-from fastmtl.backends.triton.rows import alike, columns_of, dense_of, precision_of, rows_of, streaming_rows
+from fastmtl.backends.triton.rows import LEAST_ROWS, alike, columns_of, dense_of, precision_of, rows_of, streaming_rows
 from fastmtl.backends.triton.workspace import workspace
 
 FEW_PAIRS = 36  # products that fit the registers beside the tiles: those of `configs.FEW` tasks
@@ -104,6 +104,8 @@ def _cross_gram_many(
     chip = chip_of(out.device)
     LEFT, RIGHT = rows_of(R), rows_of(T)
     K = columns_of((left[0], right[0]))
+    if left[0].dtype != right[0].dtype and min(LEFT, RIGHT) > LEAST_ROWS:
+        K = 32  # wider tiles in float32 would spill
     tile_bytes = K * (R * left[0].element_size() + T * right[0].element_size())
     config = streaming_rows(chip, K, max(LEFT, RIGHT), tile_bytes, -(-layout.positions // K), 128)
     partials, tickets = workspace(out.device, config.programs.partials(LEFT * RIGHT))
@@ -129,7 +131,7 @@ def _cross_gram_many(
         K=K,
         V=V,
         VECTOR=vector,
-        ROWS=rows_for(LEFT * RIGHT),
+        ROWS=config.rows_for(LEFT * RIGHT),
         PRECISION=precision_of(chip),
         **config.options,
         **OPTIONS,
@@ -194,7 +196,9 @@ def _sample_gram_many(out: Tensor, grads: Sequence[Tensor], weights: Tensor, pre
     chip = chip_of(out.device)
     TASKS = rows_of(T)
     K = columns_of(tensors)
-    P = min(K, power_of_two(-(-layout.positions // V)) * V)  # small samples share a tile
+    if layout.positions <= 32:
+        K = 32  # small samples share a tile, in float32: a wider one would spill
+    P = min(K, power_of_two(-(-layout.positions // V)) * V)
     tiles = -(-batch // (K // P)) * -(-layout.positions // P)
     config = streaming_rows(chip, K, TASKS, K * T * tensors[0].element_size(), tiles, 128)
     partials, tickets = workspace(out.device, config.programs.partials(TASKS * TASKS))
@@ -219,7 +223,7 @@ def _sample_gram_many(out: Tensor, grads: Sequence[Tensor], weights: Tensor, pre
         P=P,
         V=V,
         VECTOR=layout.vector,
-        ROWS=rows_for(TASKS * TASKS),
+        ROWS=config.rows_for(TASKS * TASKS),
         PRECISION=precision_of(chip),
         **config.options,
         **OPTIONS,

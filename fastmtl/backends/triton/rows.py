@@ -31,6 +31,10 @@ class RowConfig:
         """For the launch. One stage: other programs of the processor load meanwhile."""
         return {"num_warps": self.warps, "num_stages": 1}
 
+    def rows_for(self, width: int) -> int:
+        """Rows of partial results that are read at a time: at most 16 numbers a thread, where a row is no longer."""
+        return max(1, 512 * self.warps // width)
+
 
 def rows_of(count: int) -> int:
     """Rows of the tile of ``count`` tensors."""
@@ -45,13 +49,19 @@ def columns_of(tensors: Sequence[Tensor]) -> int:
     return max(128 // tensor.element_size() for tensor in tensors)
 
 
-def streaming_rows(chip: Chip, columns: int, rows: int, tile_bytes: int, tiles: int, registers: int) -> RowConfig:
-    """Programs that read row tiles, as `configs.streaming`: a warp for each 16 of ``rows``, as the products have it."""
+def streaming_rows(
+    chip: Chip, columns: int, rows: int, tile_bytes: int, tiles: int, registers: int, units: int | None = None
+) -> RowConfig:
+    """Programs that read row tiles, as `configs.streaming`: a warp for each 16 of ``rows``, as the products have it.
+
+    Partial results are as large as one or two tiles: a program has at least four tiles, and it takes whole ``units``.
+    """
     warps = rows // LEAST_ROWS
     wanted = -(-chip.bytes_in_flight // tile_bytes)
     # Loads are not always under way, see `configs.streaming`; no processor holds more than 16 of these by their memory.
     a_processor = min(resident(chip, registers, warps), 16, max(2, 2 * wanted))
-    return RowConfig(columns, warps, Programs(max(1, min(tiles, chip.processors * a_processor))))
+    most = min(-(-tiles // 4), tiles if units is None else units)
+    return RowConfig(columns, warps, Programs(max(1, min(most, chip.processors * a_processor))))
 
 
 def precision_of(chip: Chip) -> str:

@@ -110,10 +110,10 @@ def cross_gram_many(
 ):
     """Row tiles of both lists."""
     i_program = tl.program_id(0)
-    p_left = addresses(left, R, LEFT)
-    p_right = addresses(right, T, RIGHT)
-    m_left = present_rows(present_left, R, LEFT)
-    m_right = present_rows(present_right, T, RIGHT)
+    p_left = addresses(left, 0, R, LEFT)
+    p_right = addresses(right, 0, T, RIGHT)
+    m_left = present_rows(present_left, 0, R, LEFT)
+    m_right = present_rows(present_right, 0, T, RIGHT)
     sums = tl.zeros([LEFT, RIGHT], tl.float32)
     for i_block in range(i_program, tl.cdiv(positions, K), programs):
         i_position = i_block.to(tl.int64) * K + tl.arange(0, K)
@@ -225,26 +225,34 @@ def sample_gram_many(
     """
     i_program = tl.program_id(0)
     SAMPLES: tl.constexpr = K // P
-    p_grads = addresses(grads, T, TASKS)
-    m_task = present_rows(present, T, TASKS)
-    o_position = tl.arange(0, K).to(tl.int64) % P
-    o_sample = tl.arange(0, K).to(tl.int64) // P
+    p_grads = addresses(grads, 0, T, TASKS)
+    m_task = present_rows(present, 0, T, TASKS)
+    o_position = tl.arange(0, P).to(tl.int64)
+    o_sample = tl.arange(0, SAMPLES).to(tl.int64)
     a_sample = tl.cdiv(positions, P)
     sums = tl.zeros([TASKS, TASKS], tl.float32)
     for i_block in range(i_program, tl.cdiv(batch, SAMPLES) * a_sample, programs):
-        i_first = (i_block // a_sample).to(tl.int64) * SAMPLES
         i_position = (i_block % a_sample).to(tl.int64) * P + o_position
+        i_sample = (i_block // a_sample).to(tl.int64) * SAMPLES
         m = row_mask(i_position, positions, V, VECTOR)
-        o = i_first * sample_stride + row_offsets(i_position, sizes, strides, RANK, V, VECTOR)
+        o = row_offsets(i_position, sizes, strides, RANK, V, VECTOR)
         if SAMPLES == 1:
-            b_grads = load_rows(p_grads, grads[0], o, m_task, m, V, VECTOR)
-            sums = plus(sums, products(b_grads, b_grads, PRECISION), tl.load(p_weights + i_first))
+            b_grads = load_rows(p_grads, grads[0], i_sample * sample_stride + o, m_task, m, V, VECTOR)
+            sums = plus(sums, products(b_grads, b_grads, PRECISION), tl.load(p_weights + i_sample))
         else:
-            m = m & (i_first + o_sample < batch)
-            b_grads = load_rows(p_grads, grads[0], o + o_sample * sample_stride, m_task, m, V, VECTOR)
-            weights = tl.load(p_weights + i_first + o_sample, mask=m, other=0.0)
-            weighted = b_grads.to(tl.float32) * weights[None, :]
-            sums = plus(sums, products(weighted, b_grads, PRECISION), 1.0)
+            i_sample += o_sample
+            m_sample = i_sample < batch
+            p = p_grads.to(grads[0].dtype)[:, None, None] + (i_sample * sample_stride)[None, :, None]
+            p += o[None, None, :]
+            if VECTOR:
+                p = tl.max_contiguous(tl.multiple_of(p, [1, 1, 16]), [1, 1, V])
+            m = m_task[:, None, None] & m_sample[None, :, None] & m[None, None, :]
+            b_grads = tl.load(p, mask=m, other=0.0)
+            weights = tl.load(p_weights + i_sample, mask=m_sample, other=0.0)
+            # A weight that is not finite must meet no position that is not there.
+            weighted = tl.where(m, b_grads.to(tl.float32) * weights[None, :, None], 0.0)
+            part = products(tl.reshape(weighted, [TASKS, K]), tl.reshape(b_grads, [TASKS, K]), PRECISION)
+            sums = plus(sums, part, 1.0)
     WIDTH: tl.constexpr = TASKS * TASKS
     values = tl.reshape(sums, [WIDTH])
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)

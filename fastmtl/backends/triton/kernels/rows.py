@@ -7,20 +7,19 @@ from fastmtl.backends.triton.kernels.tiles import offsets_of
 
 
 @triton.jit
-def addresses(tensors, COUNT: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS] int64: where COUNT tensors begin."""
-    i_row = tl.arange(0, ROWS)
+def addresses(tensors, FIRST: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS] int64: where tensors begin, those from FIRST on of COUNT."""
+    i_row = FIRST + tl.arange(0, ROWS)
     out = tl.zeros([ROWS], tl.int64)
-    for k in tl.static_range(COUNT):
+    for k in tl.static_range(FIRST, min(FIRST + ROWS, COUNT)):
         out = tl.where(i_row == k, tensors[k].to(tl.int64), out)
     return out
 
 
 @triton.jit
-def present_rows(present, COUNT: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS]: the rows of tensors that arrived."""
-    i_row = tl.arange(0, ROWS)
-    # A variable, or 32-bit, ``present`` has no bits to shift to for the rows past the last.
+def present_rows(present, FIRST: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS]: the rows of tensors that arrived, those from FIRST on of COUNT."""
+    i_row = FIRST + tl.arange(0, ROWS)
     return (i_row < COUNT) & (((present.to(tl.int64) >> i_row.to(tl.int64)) & 1) != 0)
 
 
@@ -53,6 +52,15 @@ def load_rows(p_rows, like, o_position, m_row, m_position, V: tl.constexpr, VECT
     if VECTOR:
         p = tl.max_contiguous(tl.multiple_of(p, [1, 16]), [1, V])
     return tl.load(p, mask=m_row[:, None] & m_position[None, :], other=0.0)
+
+
+@triton.jit
+def store_columns(p_first, o_position, values, m_position, V: tl.constexpr, VECTOR: tl.constexpr):
+    """Write [K] values, of a tile of one row."""
+    p = p_first + o_position
+    if VECTOR:
+        p = tl.max_contiguous(tl.multiple_of(p, [16]), [V])
+    tl.store(p, values.to(p_first.dtype.element_ty), mask=m_position)
 
 
 @triton.jit

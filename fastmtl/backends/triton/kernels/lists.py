@@ -1,0 +1,391 @@
+"""Kernels over lists of columns: T tensors each, of any length, many columns a launch; one tile of each task in registers.
+
+A launch takes G columns: T * G pointers by value, and where each column ends in the row of all blocks of the launch. Every
+program takes one run of that row, so it meets few columns and chooses their pointers rarely. Columns whose tensors lie
+alike are flat runs (``RANK`` 0); one whose tensors do not is a launch of its own, with sizes and strides.
+"""
+
+import triton
+import triton.language as tl
+
+from fastmtl.backends.triton.kernels.finish import finish
+from fastmtl.backends.triton.kernels.tiles import (
+    add_products,
+    joined,
+    load_tile,
+    pair_of,
+    positions_of,
+    repeated,
+    store_symmetric,
+    tile_mask,
+    tile_offsets,
+)
+
+
+@triton.jit
+def chosen(values, i, COUNT: tl.constexpr):
+    """The i-th of COUNT scalars."""
+    out = values[0]
+    for c in tl.static_range(1, COUNT):
+        out = tl.where(i == c, values[c], out)
+    return out
+
+
+@triton.jit
+def address_of(tensors, i_column, k: tl.constexpr, G: tl.constexpr):
+    """Where task k's tensor of a column starts, int64."""
+    out = tensors[0][k].to(tl.int64)
+    for g in tl.static_range(1, G):
+        out = tl.where(i_column == g, tensors[g][k].to(tl.int64), out)
+    return out
+
+
+@triton.jit
+def out_address(outs, i_column, G: tl.constexpr):
+    """Where the output of a column starts, int64."""
+    out = outs[0].to(tl.int64)
+    for g in tl.static_range(1, G):
+        out = tl.where(i_column == g, outs[g].to(tl.int64), out)
+    return out
+
+
+@triton.jit
+def addresses_of(tensors, i_column, T: tl.constexpr, G: tl.constexpr):
+    """A tuple of T: where the tensors of a column start, int64."""
+    out = ()
+    for k in tl.static_range(T):
+        out = out + (address_of(tensors, i_column, k, G),)
+    return out
+
+
+@triton.jit
+def column_at(ends, i_block, G: tl.constexpr):
+    """Which column a block of the row of all blocks belongs to."""
+    i_column = i_block * 0
+    for g in tl.static_range(G - 1):
+        # Counting the ends that are passed would be made vector code, which reserves local memory.
+        i_column = tl.where(i_block >= ends[g], g + 1, i_column)
+    return i_column
+
+
+@triton.jit
+def run_of(i_program, programs, blocks):
+    """The first block of a program and that after its last; programs differ by one block at most."""
+    begin = i_program.to(tl.int64) * blocks // programs
+    end = (i_program.to(tl.int64) + 1) * blocks // programs
+    return begin.to(tl.int32), end.to(tl.int32)
+
+
+@triton.jit
+def blocks_of(ends, tails, i_column, begin, end, BLOCK: tl.constexpr, G: tl.constexpr):
+    """Of the run begin ... end: its first and last block within a column; and the positions of the column, int64.
+
+    ``tails`` are the positions in the last blocks: numbers that fit 32 bits for columns of any length.
+    """
+    start = begin * 0
+    for g in tl.static_range(1, G):
+        start = tl.where(i_column == g, ends[g - 1], start)
+    stop = chosen(ends, i_column, G)
+    positions = (stop - start - 1).to(tl.int64) * BLOCK + chosen(tails, i_column, G)
+    return tl.maximum(begin, start) - start, tl.minimum(end, stop) - start, positions
+
+
+@triton.jit
+def pointers_at(
+    address,
+    element: tl.constexpr,
+    i_block,
+    sizes,
+    strides,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """[N, V] pointers to a block; in aligned groups of 16 bytes where ``VECTOR``."""
+    if RANK == 0:
+        _, offsets = positions_of(i_block, N, V)
+    else:
+        offsets = tile_offsets(i_block, sizes, strides, RANK, N, V, VECTOR)
+    p = address.to(element) + offsets
+    if VECTOR:
+        # The hints have to be on the pointers themselves: what is known of an integer is lost where it becomes one.
+        p = tl.max_contiguous(tl.multiple_of(p, [16, 16]), [1, V])
+    return p
+
+
+@triton.jit
+def load_block(
+    addresses,
+    element: tl.constexpr,
+    present,
+    i_block,
+    m,
+    sizes,
+    strides,
+    T: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """A tuple of T float32 tiles [N, V]."""
+    tiles = ()
+    for k in tl.static_range(T):
+        p = pointers_at(addresses[k], element, i_block, sizes, strides[k if RANK > 0 else 0], RANK, N, V, VECTOR)
+        tiles = tiles + (load_tile(p, m, k, present),)
+    return tiles
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tensors",
+        "present",
+        "ends",
+        "tails",
+        "accumulate",
+        "programs",
+        "group",
+        "blocks",
+        "sizes",
+        "strides",
+    ],
+    do_not_specialize_on_alignment=["tensors"],
+)
+def gram_few(
+    tensors,  # G tuples of T tensors
+    p_gram,  # [T, T] float32
+    p_partials,
+    p_tickets,
+    present,  # G tuples of one: a bit for each task
+    ends,  # G: the blocks of the columns up to here
+    tails,  # G: the positions in a column's last block
+    accumulate,  # whether to add to what an earlier launch left
+    programs,
+    group,
+    blocks,
+    sizes,
+    strides,  # of each task, where RANK > 0
+    T: tl.constexpr,
+    G: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDTH: tl.constexpr,  # T (T + 1) / 2 as a power of two, at least 2
+    ROWS: tl.constexpr,
+):
+    """Reads each gradient once; the last program writes the matrix."""
+    i_program = tl.program_id(0)
+    begin, end = run_of(i_program, programs, blocks)
+    PAIRS: tl.constexpr = T * (T + 1) // 2
+    sums = repeated(tl.zeros([N], tl.float32), PAIRS)
+    for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
+        addresses = addresses_of(tensors, i_column, T, G)
+        bits = chosen_word(present, i_column, 0, G)
+        first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
+        for i_block in range(first, last):
+            m = tile_mask(i_block, positions, N, V, VECTOR)
+            tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
+            sums = add_products(sums, tiles, tiles, T)
+    values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - PAIRS), WIDTH), 0)
+    is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
+    if is_last:
+        i_pair = tl.arange(0, WIDTH)
+        row, column = pair_of(i_pair, T)
+        before = tl.load(p_gram + row * T + column, mask=(row < T) & (accumulate != 0), other=0.0)
+        store_symmetric(p_gram, before + values, i_pair, T)
+
+
+@triton.jit
+def chosen_word(present, i_column, w: tl.constexpr, G: tl.constexpr):
+    """Bits 32 w ... 32 w + 31 of a column."""
+    out = present[0][w]
+    for g in tl.static_range(1, G):
+        out = tl.where(i_column == g, present[g][w], out)
+    return out
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tensors",
+        "present",
+        "ends",
+        "tails",
+        "accumulate",
+        "programs",
+        "group",
+        "blocks",
+        "sizes",
+        "strides",
+    ],
+    do_not_specialize_on_alignment=["tensors"],
+)
+def squared_norms_few(
+    tensors,
+    p_norms,  # [T] float32
+    p_partials,
+    p_tickets,
+    present,
+    ends,
+    tails,
+    accumulate,
+    programs,
+    group,
+    blocks,
+    sizes,
+    strides,
+    T: tl.constexpr,
+    G: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDTH: tl.constexpr,  # T as a power of two, at least 2
+    ROWS: tl.constexpr,
+):
+    """As `gram_few`, the diagonal alone."""
+    i_program = tl.program_id(0)
+    begin, end = run_of(i_program, programs, blocks)
+    sums = repeated(tl.zeros([N], tl.float32), T)
+    for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
+        addresses = addresses_of(tensors, i_column, T, G)
+        bits = chosen_word(present, i_column, 0, G)
+        first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
+        for i_block in range(first, last):
+            m = tile_mask(i_block, positions, N, V, VECTOR)
+            tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
+            added = ()
+            for k in tl.static_range(T):
+                added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
+            sums = added
+    values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
+    is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
+    if is_last:
+        i_task = tl.arange(0, WIDTH)
+        before = tl.load(p_norms + i_task, mask=(i_task < T) & (accumulate != 0), other=0.0)
+        tl.store(p_norms + i_task, before + values, mask=i_task < T)
+
+
+@triton.jit
+def address_in_chunk(tensors, i_column, i_chunk, j: tl.constexpr, T: tl.constexpr, C: tl.constexpr, G: tl.constexpr):
+    """Where the tensor of task i_chunk * C + j starts, int64; that of the last task for tasks past it.
+
+    The chunk is chosen before the column: the other way round all T addresses of a column could be formed outside the
+    loop over chunks, and be held in registers.
+    """
+    out = i_chunk.to(tl.int64) * 0
+    for g in tl.static_range(G):
+        here = tensors[g][j].to(tl.int64)
+        for c in tl.static_range(1, (T + C - 1) // C):
+            here = tl.where(i_chunk == c, tensors[g][c * C + j if c * C + j < T else T - 1].to(tl.int64), here)
+        out = tl.where(i_column == g, here, out)
+    return out
+
+
+@triton.jit
+def here_in_chunk(word, high, i_chunk, T: tl.constexpr, C: tl.constexpr):
+    """A tuple of C: whether task i_chunk * C + j has a tensor."""
+    out = ()
+    for j in tl.static_range(C):
+        i_task = i_chunk * C + j
+        bits = tl.where(i_task < 32, word, high)
+        out = out + ((i_task < T) & (((bits >> (i_task % 32)) & 1) != 0),)
+    return out
+
+
+@triton.jit
+def weights_in_chunk(p_weights, stride, here, i_chunk, C: tl.constexpr):
+    """A tuple of C: the weights of tasks i_chunk * C + j, float32; 0 for those without a tensor."""
+    out = ()
+    for j in tl.static_range(C):
+        out = out + (tl.load(p_weights + (i_chunk * C + j) * stride, mask=here[j], other=0.0).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def strides_in_chunk(strides, i_chunk, j: tl.constexpr, T: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr):
+    """A tuple of RANK: the strides of task i_chunk * C + j."""
+    out = ()
+    for dim in tl.static_range(RANK):
+        here = strides[j][dim]
+        for c in tl.static_range(1, (T + C - 1) // C):
+            here = tl.where(i_chunk == c, strides[c * C + j if c * C + j < T else T - 1][dim], here)
+        out = out + (here,)
+    return out
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tensors",
+        "outs",
+        "p_weights",
+        "weight_stride",
+        "present",
+        "ends",
+        "tails",
+        "programs",
+        "blocks",
+        "sizes",
+        "strides",
+        "out_strides",
+    ],
+    do_not_specialize_on_alignment=["tensors", "outs", "p_weights"],
+)
+def weighted_sum(
+    tensors,  # G tuples of T tensors
+    outs,  # G tensors; each may be one of its column
+    p_weights,  # [T]
+    weight_stride,
+    present,  # G tuples of words of 32 bits
+    ends,
+    tails,
+    programs,
+    blocks,
+    sizes,
+    strides,
+    out_strides,
+    T: tl.constexpr,
+    C: tl.constexpr,  # tasks that are read side by side
+    G: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Reads each gradient once and writes the sum once; float32, in the order of the tasks."""
+    i_program = tl.program_id(0)
+    begin, end = run_of(i_program, programs, blocks)
+    CHUNKS: tl.constexpr = (T + C - 1) // C
+    WORDS: tl.constexpr = (T + 31) // 32
+    element: tl.constexpr = outs[0].dtype
+    for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
+        first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
+        out = out_address(outs, i_column, G)
+        word = chosen_word(present, i_column, 0, G)
+        high = word
+        if WORDS > 1:
+            high = chosen_word(present, i_column, 1, G)
+        if CHUNKS == 1:  # read once, not for each block
+            here = here_in_chunk(word, high, 0, T, C)
+            weights = weights_in_chunk(p_weights, weight_stride, here, 0, C)
+        for i_block in range(first, last):
+            m = tile_mask(i_block, positions, N, V, VECTOR)
+            total = tl.zeros([N, V], tl.float32)
+            for i_chunk in range(0, CHUNKS):
+                if CHUNKS > 1:
+                    here = here_in_chunk(word, high, i_chunk, T, C)
+                    weights = weights_in_chunk(p_weights, weight_stride, here, i_chunk, C)
+                tiles = ()
+                for j in tl.static_range(C):
+                    address = address_in_chunk(tensors, i_column, i_chunk, j, T, C, G)
+                    if RANK == 0:
+                        p = pointers_at(address, element, i_block, sizes, sizes, RANK, N, V, VECTOR)
+                    else:
+                        own = strides_in_chunk(strides, i_chunk, j, T, C, RANK)
+                        p = pointers_at(address, element, i_block, sizes, own, RANK, N, V, VECTOR)
+                    tiles = tiles + (tl.load(p, mask=m & here[j], other=0.0),)
+                for j in tl.static_range(C):
+                    total = total + weights[j] * tiles[j].to(tl.float32)
+            p = pointers_at(out, element, i_block, sizes, out_strides, RANK, N, V, VECTOR)
+            tl.store(p, total.to(element.element_ty), mask=m)

@@ -1,0 +1,84 @@
+"""Launch configurations of the ops over lists of columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastmtl.backends.triton.chips import Chip
+from fastmtl.backends.triton.configs import resident
+from fastmtl.backends.triton.launching import Programs, power_of_two
+
+# Pointers of a launch: 1 KiB of the 4 KiB that its arguments may take, and as many scalar choices for each column that a
+# program meets. More would save launches of models with more tensors, and take longer to compile.
+POINTERS = 128
+COLUMNS = 32
+CHUNK = 8  # tasks of a weighted sum that are read side by side: 8 loads of 16 bytes a thread
+
+
+def columns_of_launch(tasks: int) -> int:
+    """G: the largest power of two that keeps T * G pointers within the limit."""
+    return min(COLUMNS, power_of_two(POINTERS // tasks + 1) // 2)
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """Tiles [``rows``, ``positions``], a row for each task, and the programs that share them."""
+
+    rows: int
+    positions: int
+    warps: int
+    stages: int
+    programs: Programs
+
+    @property
+    def options(self) -> dict[str, int]:
+        """For the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def _programs(chip: Chip, blocks: int, block_bytes: int, in_flight: int, partial: int, most: int) -> Programs:
+    """Enough programs to keep the memory busy, each with eight times as much to read as it writes partial results."""
+    a_processor = min(most, max(2, 2 * -(-chip.bytes_in_flight // in_flight)))
+    worth = blocks * block_bytes // (8 * 4 * partial)
+    return Programs(max(1, min(blocks, chip.processors * a_processor, worth)))
+
+
+def float32_products(chip: Chip) -> str:
+    """How `tl.dot` multiplies float32: three products of tf32 parts; AMD's matrix units multiply float32 itself."""
+    return "tf32x3" if chip.warp_size == 32 else "ieee"
+
+
+def gram_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int]:
+    """Rows, positions, warps and stages of a tile for products.
+
+    A row is 128 bytes, four sectors side by side: 64 half-precision or 32 float32 positions, also a chain of products
+    that is short enough for tensor cores. Three stages: two tiles are under way to shared memory while one is multiplied.
+    """
+    rows = max(16, power_of_two(tasks))
+    return rows, 128 // itemsize, 4 if rows < 64 else 8, 3
+
+
+def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, int, int], blocks: int) -> RowConfig:
+    """For ``blocks`` tiles of ``shape``, see `gram_rows`."""
+    rows, positions, warps, stages = shape
+    tile = tasks * positions * itemsize
+    # Float32 values are held as two tf32 parts, for both sides of the product.
+    most = resident(chip, 240 if itemsize == 4 and rows == 64 else 128, warps)
+    return RowConfig(
+        rows, positions, warps, stages, _programs(chip, blocks, tile, (stages - 1) * tile, rows * rows, most)
+    )
+
+
+def norm_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int]:
+    """As `gram_rows` for squared norms: four loads of 16 bytes a thread under way, in rows of at least 128 bytes."""
+    rows = max(16, power_of_two(tasks))
+    return rows, 4 * 4 * chip.warp_size * 16 // (itemsize * rows), 4, 1
+
+
+def norm_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, int, int], blocks: int) -> RowConfig:
+    """For ``blocks`` tiles of ``shape``, see `norm_rows`."""
+    rows, positions, warps, stages = shape
+    tile = tasks * positions * itemsize
+    return RowConfig(
+        rows, positions, warps, stages, _programs(chip, blocks, tile, tile, rows, resident(chip, 128, warps))
+    )

@@ -1,0 +1,314 @@
+"""Launches of the ops over lists of columns: T tensors each, of any length, many columns a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmtl.backends.contract import columns, empty_total, is_dense, present_of
+from fastmtl.backends.triton import configs, list_configs
+from fastmtl.backends.triton.chips import chip_of
+from fastmtl.backends.triton.kernels import lists as kernels
+from fastmtl.backends.triton.kernels import lists_many
+from fastmtl.backends.triton.launching import OPTIONS, power_of_two, rows_for
+from fastmtl.backends.triton.layout import Layout, aligned, as_first, layout_of, width
+from fastmtl.backends.triton.workspace import workspace
+
+
+@dataclass(frozen=True)
+class _Column:
+    """T tensors of one shape, and where their sum goes; ``layout`` is None where all of them are one flat run alike."""
+
+    tensors: tuple[Tensor, ...]
+    present: tuple[bool, ...]
+    out: Tensor | None
+    layout: Layout | None
+    vector: bool
+
+
+def _layout(tensors: Sequence[Tensor]) -> tuple[Layout | None, bool]:
+    """None for flat runs alike, and whether 16 bytes can be read at once everywhere.
+
+    Raises:
+        ValueError: the index arithmetic cannot follow.
+    """
+    first = tensors[0]
+    stride = first.stride()
+    if is_dense(first) and all(tensor.stride() == stride for tensor in tensors):
+        return None, first.numel() % width(first) == 0 and all(aligned(tensor) for tensor in tensors)
+    layout = layout_of(tensors, by_sample=False)
+    if layout is None:
+        raise ValueError("more dimensions than the kernels follow")
+    return (None if layout.rank == 1 and all(own == (1,) for own in layout.strides) else layout), layout.vector
+
+
+def _column(given: Sequence[Tensor | None], out: Tensor | None) -> _Column:
+    """A column as the kernels take it: copies only where the index arithmetic cannot follow the strides."""
+    here = present_of(given)
+    # The first decides in which order positions are read.
+    first = out if out is not None else next((tensor for tensor in here if is_dense(tensor)), here[0])
+    tensors = [first if tensor is None else tensor for tensor in given]
+    try:
+        layout, vector = _layout([first, *tensors])
+    except ValueError:
+        if not is_dense(first):
+            first = torch.empty_like(first, memory_format=torch.contiguous_format)
+        tensors = [first if tensor is None else as_first(first, tensor) for tensor in given]
+        out = None if out is None else first
+        layout, vector = _layout([first, *tensors])
+    return _Column(tuple(tensors), tuple(tensor is not None for tensor in given), out, layout, vector)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The columns of one launch, as arguments of the kernels."""
+
+    columns: list[_Column]
+    G: int
+
+    @property
+    def like(self) -> Tensor:
+        """Any of the tensors."""
+        return self.columns[0].tensors[0]
+
+    @property
+    def tensors(self) -> tuple[tuple[Tensor, ...], ...]:
+        """G tuples of T tensors, the first column again in the places that are left."""
+        return self._padded([column.tensors for column in self.columns])
+
+    @property
+    def outs(self) -> tuple[Tensor | None, ...]:
+        """G tensors."""
+        return self._padded([column.out for column in self.columns])
+
+    @property
+    def present(self) -> tuple[tuple[int, ...], ...]:
+        """G tuples of words of 32 bits, signed."""
+        words = []
+        for column in self.columns:
+            bits = sum(1 << k for k, here in enumerate(column.present) if here)
+            parts = [(bits >> shift) & 0xFFFFFFFF for shift in range(0, len(column.present), 32)]
+            words.append(tuple(part - (1 << 32) if part >> 31 else part for part in parts))
+        return self._padded(words)
+
+    def _padded(self, values: list[Any]) -> tuple[Any, ...]:
+        return tuple(values + values[:1] * (self.G - len(values)))
+
+    def blocks(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """For blocks of ``size`` positions: how many the columns up to each have, and the positions in its last one."""
+        ends, tails, count = [], [], 0
+        for column in self.columns:
+            positions = column.tensors[0].numel()
+            blocks = -(-positions // size)
+            count += blocks
+            ends.append(count)
+            tails.append(positions - (blocks - 1) * size)
+        ends += ends[-1:] * (self.G - len(ends))
+        return tuple(ends), self._padded(tails)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Arguments that say where positions lie."""
+        column = self.columns[0]
+        tasks = len(column.tensors)
+        known = {"T": tasks, "G": self.G, "V": width(self.like), "VECTOR": column.vector}
+        if column.layout is None:
+            return {"sizes": (1,), "strides": ((1,),) * tasks, "RANK": 0} | known
+        return {"sizes": column.layout.sizes, "strides": column.layout.strides[1:], "RANK": column.layout.rank} | known
+
+
+def _groups(given: Sequence[_Column]) -> Iterator[_Group]:
+    """Columns that one launch can take: of one dtype, aligned alike; those with strides of their own one by one."""
+    alike: dict[tuple[torch.dtype, bool], list[_Column]] = {}
+    for column in given:
+        if column.tensors[0].numel() == 0:
+            continue
+        if column.layout is not None:
+            yield _Group([column], 1)
+        else:
+            alike.setdefault((column.tensors[0].dtype, column.vector), []).append(column)
+    for members in alike.values():
+        most = list_configs.columns_of_launch(len(members[0].tensors))
+        for start in range(0, len(members), most):
+            group = members[start : start + most]
+            # Two variants, no more: one column, or as many as there can be.
+            yield _Group(group, 1 if len(group) == 1 else most)
+
+
+def _measured(tensors: Sequence[Tensor | None], tasks: int) -> list[_Group]:
+    """The launches of a statistic: columns without any gradient add nothing to it."""
+    return list(_groups([_column(column, None) for column in columns(tensors, tasks) if present_of(column)]))
+
+
+def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
+    """Inner products of the T gradients, each a list of N tensors."""
+    result = present_of(tensors)[0].new_empty((tasks, tasks), dtype=torch.float32)
+    launch = _gram_few if tasks <= configs.FEW else _gram_many
+    return _added(launch, _measured(tensors, tasks), result)
+
+
+def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
+    """Squared norms of the T gradients, each a list of N tensors."""
+    result = present_of(tensors)[0].new_empty(tasks, dtype=torch.float32)
+    launch = _squared_norms_few if tasks <= configs.FEW else _squared_norms_many
+    return _added(launch, _measured(tensors, tasks), result)
+
+
+def _added(launch: Any, groups: list[_Group], result: Tensor) -> Tensor:
+    """The sum over the launches: each adds its own to what those before it left."""
+    if not groups:
+        return result.zero_()
+    for index, group in enumerate(groups):
+        launch(group, result, index > 0)
+    return result
+
+
+def _gram_few(group: _Group, result: Tensor, accumulate: bool) -> None:
+    tasks, V = result.shape[0], width(group.like)
+    pairs = tasks * (tasks + 1) // 2
+    _few(kernels.gram_few, group, result, accumulate, max(2, power_of_two(pairs)), _registers(tasks, V) + pairs)
+
+
+def _squared_norms_few(group: _Group, result: Tensor, accumulate: bool) -> None:
+    tasks, V = result.shape[0], width(group.like)
+    _few(
+        kernels.squared_norms_few, group, result, accumulate, max(2, power_of_two(tasks)), _registers(tasks, V) + tasks
+    )
+
+
+def _registers(tasks: int, V: int) -> int:
+    """About what a thread takes for T tiles: as loaded (4 each) or widened (V each), and pointers."""
+    return 40 + max(6, V) * tasks
+
+
+def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: int, registers: int) -> None:
+    chip = chip_of(result.device)
+    ends, tails = group.blocks(4 * chip.warp_size * width(group.like))
+    config = configs.streaming(chip, result.shape[0], ends[-1], registers)
+    partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
+    kernel[(config.programs.count,)](
+        group.tensors,
+        result,
+        partials,
+        tickets,
+        group.present,
+        ends,
+        tails,
+        int(accumulate),
+        config.programs.count,
+        config.programs.group,
+        ends[-1],
+        **group.geometry,
+        N=config.rows,
+        WIDTH=WIDTH,
+        ROWS=rows_for(WIDTH),
+        **config.options,
+        **OPTIONS,
+    )
+
+
+def _gram_many(group: _Group, result: Tensor, accumulate: bool) -> None:
+    chip, tasks, itemsize = chip_of(result.device), result.shape[0], group.like.element_size()
+    shape = list_configs.gram_rows(chip, tasks, itemsize)
+    ends, tails = group.blocks(shape[1])
+    config = list_configs.gram_config(chip, tasks, itemsize, shape, ends[-1])
+    _many(
+        lists_many.gram_many,
+        group,
+        result,
+        accumulate,
+        ends,
+        tails,
+        config,
+        config.rows**2,
+        PRECISION=list_configs.float32_products(chip),
+    )
+
+
+def _squared_norms_many(group: _Group, result: Tensor, accumulate: bool) -> None:
+    chip, tasks, itemsize = chip_of(result.device), result.shape[0], group.like.element_size()
+    shape = list_configs.norm_rows(chip, tasks, itemsize)
+    ends, tails = group.blocks(shape[1])
+    config = list_configs.norm_config(chip, tasks, itemsize, shape, ends[-1])
+    _many(lists_many.squared_norms_many, group, result, accumulate, ends, tails, config, config.rows)
+
+
+def _many(
+    kernel: Any,
+    group: _Group,
+    result: Tensor,
+    accumulate: bool,
+    ends: tuple[int, ...],
+    tails: tuple[int, ...],
+    config: list_configs.RowConfig,
+    WIDTH: int,
+    **constants: Any,
+) -> None:
+    partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
+    kernel[(config.programs.count,)](
+        group.tensors,
+        result,
+        partials,
+        tickets,
+        group.present,
+        ends,
+        tails,
+        int(accumulate),
+        config.programs.count,
+        config.programs.group,
+        ends[-1],
+        **group.geometry,
+        T_PAD=config.rows,
+        K=config.positions,
+        ROWS=rows_for(WIDTH),
+        **constants,
+        **config.options,
+        **OPTIONS,
+    )
+
+
+def weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
+    """sum_k w_k g_k of T gradients, each a list of N tensors; N tensors."""
+    out = [empty_total(column) for column in columns(tensors, tasks)]
+    weighted_sum_out(tensors, tasks, weights, out)
+    return out
+
+
+def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor, out: Sequence[Tensor]) -> None:
+    """As `weighted_sum`, into ``out``, which may be one of the gradients."""
+    given = [_column(column, total) for column, total in zip(columns(tensors, tasks), out, strict=True)]
+    for group in _groups(given):
+        _weighted_sum(group, weights)
+    for column, total in zip(given, out, strict=True):
+        if column.out is not total:
+            assert column.out is not None
+            total.copy_(column.out)
+
+
+def _weighted_sum(group: _Group, weights: Tensor) -> None:
+    chip, tasks, layout = chip_of(weights.device), weights.shape[0], group.columns[0].layout
+    V = width(group.like)
+    ends, tails = group.blocks(4 * chip.warp_size * V)
+    chunk = min(tasks, list_configs.CHUNK)
+    config = configs.streaming(chip, chunk, ends[-1], _registers(chunk, V))
+    kernels.weighted_sum[(config.programs.count,)](
+        group.tensors,
+        group.outs,
+        weights,
+        weights.stride(0),
+        group.present,
+        ends,
+        tails,
+        config.programs.count,
+        ends[-1],
+        out_strides=(1,) if layout is None else layout.strides[0],
+        **group.geometry,
+        C=chunk,
+        N=config.rows,
+        **config.options,
+        **OPTIONS,
+    )
