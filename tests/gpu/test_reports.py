@@ -32,7 +32,9 @@ MOST_SECONDS = 5.0  # to compile a kernel
 MARGIN = (0.45, 1.5)
 
 # What does not hold yet: test, call-target, reason. To be empty.
-_TUPLES = "offsets of 8 tasks for each of 8 positions of a thread: without 16-byte groups a thread should take one position"
+_TUPLES = (
+    "offsets of 8 tasks for each of 8 positions of a thread: without 16-byte groups a thread should take one position"
+)
 _ESTIMATE = "the registers are underestimated, so there are more programs than the processors hold at once"
 _ASSEMBLER = "the assembler spills a few registers of its own accord, far below the limit"
 OPEN = (
