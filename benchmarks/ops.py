@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import timing
+from benchmarks.problems import list_shapes
 from fastmtl.backends import cpp, reference
 
 FLOOR = Path(__file__).resolve().parent / "floor.cpp"
@@ -102,23 +103,9 @@ def _sum_case(op: str, tasks: int, elements: int, dtype: torch.dtype, name: str)
     )
 
 
-def _shapes(elements: int) -> list[int]:
-    """A list like a network's parameters: a few large, some middling, many small tensors."""
-    sizes = [
-        elements // 4,
-        elements // 4,
-        elements // 8,
-        elements // 8,
-        *[elements // 64] * 8,
-        *[elements // 4096] * 16,
-        *[64] * 20,
-    ]
-    return [*sizes, elements - sum(sizes)]
-
-
 def _list_case(op: str, tasks: int, elements: int, name: str) -> Case:
     rows = [torch.randn(elements) for _ in range(tasks)]
-    tensors = [part for row in rows for part in row.split(_shapes(elements))]
+    tensors = [part for row in rows for part in row.split(list_shapes(elements))]
     return Case(
         name,
         lambda: getattr(cpp, op)(tensors, tasks),

@@ -31,6 +31,9 @@ class Rule(Protocol):
     def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """Update the weights from statistics of the arrived gradients, those of scale * w_k * L_k, of ``batch`` samples."""
 
+    def sum_and_take(self, grads: Sequence[Tensor | None], message: Tensor, batch: int) -> Tensor:
+        """The same from the arrived gradients of one tensor, in one pass that also gives their sum."""
+
 
 def _by_level(flat: Sequence[Any], tasks: int) -> list[list[Any]]:
     """The views or gradients of all levels, level after level, as [N levels][T tasks]."""
@@ -67,6 +70,9 @@ class _Fork(torch.autograd.Function):
             return (None, None, None, None, *sums(grads))
         missing = _without_gradient(grads, tasks)
         message = mark_missing(message, missing, tasks)
+        level = ctx.probe.in_one_pass(grads)
+        if level is not None:
+            return (None, None, None, None, ctx.rule.sum_and_take(level, message, ctx.batch))
         if len(missing) == tasks:
             totals, measured = sums(grads), nothing(ctx.rule.statistics, tasks, message.device)
         else:

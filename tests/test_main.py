@@ -11,7 +11,7 @@ class Wrong:
     """A backend whose every result is off."""
 
     @staticmethod
-    def unavailable(device):
+    def unavailable(device, dtype=None):
         return None
 
     def __getattr__(self, op):
@@ -49,7 +49,7 @@ def test_a_wrong_op_fails(monkeypatch, capsys):
 
 def test_it_says_why_a_backend_is_missing(monkeypatch, capsys):
     few(monkeypatch)
-    monkeypatch.setattr(selection.BACKENDS["cpp"], "unavailable", lambda device: "there is no compiler")
+    monkeypatch.setattr(selection.BACKENDS["cpp"], "unavailable", lambda device, dtype=None: "there is no compiler")
     selection._select.cache_clear()
     try:
         assert main.main() == 0

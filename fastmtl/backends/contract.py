@@ -12,13 +12,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 MAX_TASKS = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_GRADNORM = (
+    "Tensor message, Tensor(a!) weights, Tensor(b!) initial_losses, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, "
+    "Tensor(e!) steps, Tensor(f!) weight_sum, Tensor(g!) norms, Tensor(h!) rates, Tensor(i!) counters, "
+    "Tensor(j!) task_counters, float alpha, float lr, bool adam, float beta1, float beta2, float eps, float min_weight"
+)
+_GNR = (
+    "Tensor message, Tensor(a!) weights, Tensor(b!) moments, Tensor(c!) averages, Tensor(d!) shares, "
+    "Tensor(e!) samples, Tensor(f!) counters, Tensor(g!) task_counters, int batch, int accumulation, bool loss_sum, "
+    "str objective, float decay, float step, float floor"
+)
 
 SCHEMAS = {
     "sum_moments": "(Tensor?[] grads) -> (Tensor total, Tensor M, Tensor Q)",
@@ -41,21 +53,26 @@ SCHEMAS = {
         "(Tensor normalized, Tensor?[] grads, int[] parameter_dims, bool bias, bool per_sample) -> (Tensor M, Tensor Q)"
     ),
     "weigh": "(Tensor[] losses, Tensor weights, Tensor present) -> (Tensor loss, Tensor message)",
-    "gradnorm_update": (
-        "(Tensor squared_norms, Tensor message, Tensor(a!) weights, Tensor(b!) initial_losses, Tensor(c!) exp_avg, "
-        "Tensor(d!) exp_avg_sq, Tensor(e!) steps, Tensor(f!) weight_sum, Tensor(g!) norms, Tensor(h!) rates, "
-        "Tensor(i!) counters, Tensor(j!) task_counters, float alpha, float lr, bool adam, float beta1, float beta2, "
-        "float eps, float min_weight) -> ()"
-    ),
-    "gnr_update": (
-        "(Tensor M, Tensor? Q, Tensor message, Tensor(a!) weights, Tensor(b!) moments, Tensor(c!) averages, "
-        "Tensor(d!) shares, Tensor(e!) samples, Tensor(f!) counters, Tensor(g!) task_counters, int batch, "
-        "int accumulation, bool loss_sum, str objective, float decay, float step, float floor) -> ()"
-    ),
+    "gradnorm_update": f"(Tensor squared_norms, {_GRADNORM}) -> ()",
+    "gnr_update": f"(Tensor M, Tensor? Q, {_GNR}) -> ()",
+    # The fork's op and the update after it, in one launch on a GPU.
+    "sum_norms_update": f"(Tensor?[] grads, {_GRADNORM}) -> (Tensor total, Tensor squared_norms)",
+    "sum_moments_update": f"(Tensor?[] grads, {_GNR}) -> (Tensor total, Tensor M, Tensor Q)",
 }
 
 # Made of the other ops and of matrix products, by `layer_moments`: the same code for every backend.
 COMPOSED = ("linear_moments", "conv_moments", "embedding_moments", "norm_moments")
+
+
+def followed_by(measure: Callable[..., Any], update: Callable[..., None]) -> Callable[..., Any]:
+    """The op that measures gradients, and then updates with what was measured and the other arguments."""
+
+    def op(grads: Sequence[Tensor | None], *arguments: Any) -> Any:
+        total, *measured = measure(grads)
+        update(*measured, *arguments)
+        return (total, *measured)
+
+    return op
 
 
 def present_of(tensors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmtl.backends.contract import followed_by
 from fastmtl.backends.layer_moments import LayerMoments, Primitives
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_C_cpu.so"
@@ -29,8 +30,8 @@ def _failure_to_load() -> str | None:
     return None
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why this backend cannot run on ``device``, None where it can."""
+def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why this backend cannot run on ``device``, None where it can; it takes every dtype."""
     if device.type != "cpu":
         return f"it runs on the cpu, not on {device.type}"
     return _failure_to_load()
@@ -108,3 +109,7 @@ def gradnorm_update(*arguments: Any) -> None:
 def gnr_update(*arguments: Any) -> None:
     """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
     _ops().gnr_update(*arguments)
+
+
+sum_norms_update = followed_by(sum_norms, gradnorm_update)
+sum_moments_update = followed_by(sum_moments, gnr_update)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,21 +63,25 @@ class NoiseBalancer(MeasuringBalancer):
             *(self.get_buffer("_moments" if name == "moments" else name) for name in ops.GNRState._fields)
         )
 
+    def _options(self, batch: int) -> dict[str, Any]:
+        return {
+            "batch": batch,
+            "accumulation": self.accumulation_steps,
+            "loss_sum": self.loss_reduction == "sum",
+            "objective": self.objective,
+            "decay": self.ema,
+            "step": self.step,
+            "floor": self.floor,
+        }
+
     def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """One update of averages and weights; see `fastmtl.ops.gnr_update`."""
-        ops.gnr_update(
-            measured[0],
-            measured[1] if self.statistics == "moments" else None,
-            message,
-            self._state(),
-            batch=batch,
-            accumulation=self.accumulation_steps,
-            loss_sum=self.loss_reduction == "sum",
-            objective=self.objective,
-            decay=self.ema,
-            step=self.step,
-            floor=self.floor,
-        )
+        samples = measured[1] if self.statistics == "moments" else None
+        ops.gnr_update(measured[0], samples, message, self._state(), **self._options(batch))
+
+    def sum_and_take(self, grads: Sequence[Tensor | None], message: Tensor, batch: int) -> Tensor:
+        """The same in one pass with the sum; see `fastmtl.ops.sum_moments_update`."""
+        return ops.sum_moments_update(grads, message, self._state(), **self._options(batch))[0]
 
     # -- looking at it -------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -91,18 +91,22 @@ class GradNorm(MeasuringBalancer):
     def _state(self) -> ops.GradNormState:
         return ops.GradNormState(*(getattr(self, name) for name in ops.GradNormState._fields))
 
+    def _options(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "lr": self.lr, "optimizer": self.optimizer, "min_weight": self.min_weight}
+
     def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """One step of the weights; see `fastmtl.ops.gradnorm_update`."""
         (squared_norms,) = measured
-        ops.gradnorm_update(
-            squared_norms,
-            message,
-            self._state(),
-            alpha=self.alpha,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            min_weight=self.min_weight,
-        )
+        ops.gradnorm_update(squared_norms, message, self._state(), **self._options())
+        self._look()
+
+    def sum_and_take(self, grads: Sequence[Tensor | None], message: Tensor, batch: int) -> Tensor:
+        """The same in one pass with the sum; see `fastmtl.ops.sum_norms_update`."""
+        total, _ = ops.sum_norms_update(grads, message, self._state(), **self._options())
+        self._look()
+        return total
+
+    def _look(self) -> None:
         # On the CPU looking costs nothing; on other devices `report` looks.
         if not torch.compiler.is_compiling() and self.task_counters.device.type == "cpu":
             self._warn_of_left_out(self.task_counters.tolist())

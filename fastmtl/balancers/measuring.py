@@ -21,7 +21,7 @@ from fastmtl.sources.graph import edges_of, mixes_samples, nodes_between
 
 
 class MeasuringBalancer(Balancer):
-    """A balancer that measures the tasks' gradients inside the backward; subclasses define `take`."""
+    """A balancer that measures the tasks' gradients inside the backward; subclasses define `take` and `sum_and_take`."""
 
     def __init__(self, tasks: TasksLike, *, source: SourceLike, statistics: Statistics, update_every: int):
         super().__init__(tasks)
@@ -38,6 +38,10 @@ class MeasuringBalancer(Balancer):
     def take(self, measured: Measured, message: Tensor, batch: int) -> None:
         """Called once in each measured backward, see `fastmtl.fork.Rule`."""
         raise NotImplementedError(f"{type(self).__name__} must define take")
+
+    def sum_and_take(self, grads: Sequence[Tensor | None], message: Tensor, batch: int) -> Tensor:
+        """Called in its place where one op can do both, see `fastmtl.fork.Rule`."""
+        raise NotImplementedError(f"{type(self).__name__} must define sum_and_take")
 
     def forward(self, losses: Losses, *, present: Presence | None = None) -> Tensor:
         """As `Balancer.forward`; in training it completes the fork before it.

@@ -32,6 +32,17 @@ class TaskLists:
         """The dtype of norms and moments."""
         return statistics_dtype(present_of(self.flat)[0])
 
+    def check_tasks(self, tasks: int) -> None:
+        """Raise unless these are ``tasks`` tensors, one a task."""
+        if self.nested or self.tasks != tasks:
+            got = f"{self.tasks} {'lists' if self.nested else 'tensors'}"
+            raise ValueError(f"grads: expected {tasks} tensors for {tasks} tasks, got {got}")
+
+    def check_batched(self) -> None:
+        """Raise unless every gradient has a batch dimension."""
+        if any(tensor.dim() == 0 for tensor in present_of(self.flat)):
+            raise ValueError("grads: expected gradients with a batch dimension 0, got 0-d tensors")
+
     def check_out(self, out: Sequence[Tensor], *, nested: bool) -> None:
         """Raise unless ``out`` has the form, shapes, dtypes and device of one task's gradient."""
         expected = len(self.flat) // self.tasks

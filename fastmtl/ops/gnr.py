@@ -8,10 +8,13 @@ the formulation here is ours, and no number of the paper is claimed as reproduce
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastmtl.ops.arguments import as_lists
 
 _FLOORS = {"relative": 0.05, "maxmin": 0.5, "intertask": 0.0, "none": 0.0}  # the last two do not use it
 
@@ -187,26 +190,75 @@ def gnr_update(
             ``"relative"`` or ``"maxmin"`` without per-sample moments or with one sample: variance needs two.
     """
     tasks = state.weights.numel()
-    if objective not in _FLOORS:
-        raise ValueError(f"objective: expected one of {', '.join(_FLOORS)}, got {objective!r}")
     _check_square("M", M)
     if M.shape[0] != tasks:
         raise ValueError(f"M: expected shape [{tasks}, {tasks}] for {tasks} tasks, got {list(M.shape)}")
     if Q is not None:
         _check_square("Q", Q, M)
+    elif objective in ("relative", "maxmin"):
+        raise ValueError(f"Q: objective {objective!r} needs per-sample moments, got None; 'intertask' needs none")
+    arguments = _arguments(message, state, batch, accumulation, loss_sum, objective, decay, step, floor)
+    torch.ops.fastmtl.gnr_update(M.detach(), None if Q is None else Q.detach(), *arguments)
+
+
+def sum_moments_update(
+    grads: Sequence[Tensor | None],
+    message: Tensor,
+    state: GNRState,
+    *,
+    batch: int,
+    accumulation: int = 1,
+    loss_sum: bool = False,
+    objective: Literal["relative", "maxmin", "intertask", "none"] = "relative",
+    decay: float = 0.95,
+    step: float = 0.1,
+    floor: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sum_moments` and then `gnr_update` with the moments; on a GPU in one launch.
+
+    Args:
+        grads: T tensors [B, ...] of one shape, as they arrived (None: no gradient, counts as zero).
+        message, state, batch, accumulation, loss_sum, objective, decay, step, floor: as for `gnr_update`.
+
+    Returns:
+        The sum of the gradients, M and Q.
+
+    Raises:
+        ValueError, TypeError: as for `sum_moments` and `gnr_update`.
+    """
+    lists = as_lists(grads)
+    lists.check_tasks(state.weights.numel())
+    lists.check_batched()
+    arguments = _arguments(message, state, batch, accumulation, loss_sum, objective, decay, step, floor)
+    total, M, Q = torch.ops.fastmtl.sum_moments_update(lists.flat, *arguments)
+    return total, M, Q
+
+
+def _arguments(
+    message: Tensor,
+    state: GNRState,
+    batch: int,
+    accumulation: int,
+    loss_sum: bool,
+    objective: str,
+    decay: float,
+    step: float,
+    floor: float | None,
+) -> tuple[Any, ...]:
+    """What the operators take after the moments or the gradients, checked."""
+    tasks = state.weights.numel()
+    if objective not in _FLOORS:
+        raise ValueError(f"objective: expected one of {', '.join(_FLOORS)}, got {objective!r}")
     if message.shape != (2 + 3 * tasks,):
         raise ValueError(f"message: expected shape [{2 + 3 * tasks}] for {tasks} tasks, got {list(message.shape)}")
     _check_count("batch", batch, 1)
     _check_count("accumulation", accumulation, 1)
-    if objective in ("relative", "maxmin"):
-        if Q is None:
-            raise ValueError(f"Q: objective {objective!r} needs per-sample moments, got None; 'intertask' needs none")
-        if batch == 1:
-            raise ValueError(
-                f"batch: objective {objective!r} needs a variance, and variance needs at least two samples, got 1"
-            )
-    floor = _FLOORS[objective] if floor is None else floor
     used = objective in ("relative", "maxmin")
+    if used and batch == 1:
+        raise ValueError(
+            f"batch: objective {objective!r} needs a variance, and variance needs at least two samples, got 1"
+        )
+    floor = _FLOORS[objective] if floor is None else floor
     for name, value, valid, expected in (
         ("decay", decay, 0 <= decay < 1, "a number in [0, 1)"),
         ("step", step, 0 < step <= 1, "a number in (0, 1]"),
@@ -214,16 +266,4 @@ def gnr_update(
     ):
         if not (valid and math.isfinite(value)):
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    torch.ops.fastmtl.gnr_update(
-        M.detach(),
-        None if Q is None else Q.detach(),
-        message.detach(),
-        *state,
-        batch,
-        accumulation,
-        loss_sum,
-        objective,
-        decay,
-        step,
-        floor,
-    )
+    return (message.detach(), *state, batch, accumulation, loss_sum, objective, decay, step, floor)

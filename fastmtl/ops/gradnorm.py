@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastmtl.ops.arguments import as_lists
 
 
 class GradNormState(NamedTuple):
@@ -78,11 +81,57 @@ def gradnorm_update(
         ValueError: an unknown optimiser; norms or a message of another number of tasks.
     """
     tasks = state.weights.numel()
+    if squared_norms.shape != (tasks,):
+        raise ValueError(f"squared_norms: expected shape [{tasks}] for {tasks} tasks, got {list(squared_norms.shape)}")
+    arguments = _arguments(message, state, alpha, lr, optimizer, betas, eps, min_weight)
+    torch.ops.fastmtl.gradnorm_update(squared_norms.detach(), *arguments)
+
+
+def sum_norms_update(
+    grads: Sequence[Tensor | None],
+    message: Tensor,
+    state: GradNormState,
+    *,
+    alpha: float,
+    lr: float = 0.025,
+    optimizer: Literal["adam", "sgd"] = "adam",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    min_weight: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """`sum_norms` and then `gradnorm_update` with the norms; on a GPU in one launch.
+
+    Args:
+        grads: T tensors of one shape, as they arrived (None: no gradient, counts as zero).
+        message, state, alpha, lr, optimizer, betas, eps, min_weight: as for `gradnorm_update`.
+
+    Returns:
+        The sum of the gradients, and their [T] squared norms.
+
+    Raises:
+        ValueError, TypeError: as for `sum_norms` and `gradnorm_update`.
+    """
+    lists = as_lists(grads)
+    lists.check_tasks(state.weights.numel())
+    arguments = _arguments(message, state, alpha, lr, optimizer, betas, eps, min_weight)
+    total, squared_norms = torch.ops.fastmtl.sum_norms_update(lists.flat, *arguments)
+    return total, squared_norms
+
+
+def _arguments(
+    message: Tensor,
+    state: GradNormState,
+    alpha: float,
+    lr: float,
+    optimizer: str,
+    betas: tuple[float, float],
+    eps: float,
+    min_weight: float,
+) -> tuple[Any, ...]:
+    """What the operators take after the norms or the gradients, checked."""
+    tasks = state.weights.numel()
     if optimizer not in ("adam", "sgd"):
         raise ValueError(f"optimizer: expected 'adam' or 'sgd', got {optimizer!r}")
-    for name, tensor, length in (("squared_norms", squared_norms, tasks), ("message", message, 2 + 3 * tasks)):
-        if tensor.shape != (length,):
-            raise ValueError(f"{name}: expected shape [{length}] for {tasks} tasks, got {list(tensor.shape)}")
-    torch.ops.fastmtl.gradnorm_update(
-        squared_norms.detach(), message.detach(), *state, alpha, lr, optimizer == "adam", *betas, eps, min_weight
-    )
+    if message.shape != (2 + 3 * tasks,):
+        raise ValueError(f"message: expected shape [{2 + 3 * tasks}] for {tasks} tasks, got {list(message.shape)}")
+    return (message.detach(), *state, alpha, lr, optimizer == "adam", *betas, eps, min_weight)

@@ -23,6 +23,14 @@ def _fake_sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     return total, total.new_empty((len(grads),), dtype=statistics_dtype(total))
 
 
+def _fake_sum_norms_update(grads: Sequence[Tensor | None], *_: object) -> tuple[Tensor, Tensor]:
+    return _fake_sum_norms(grads)
+
+
+def _fake_sum_moments_update(grads: Sequence[Tensor | None], *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_sum_moments(grads)
+
+
 def _fake_gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     first = present_of(tensors)[0]
     return first.new_empty((tasks, tasks), dtype=statistics_dtype(first))
@@ -76,23 +84,26 @@ FAKES: dict[str, Callable[..., Any]] = {
     "weigh": _fake_weigh,
     "gradnorm_update": _fake_nothing,
     "gnr_update": _fake_nothing,
+    "sum_norms_update": _fake_sum_norms_update,
+    "sum_moments_update": _fake_sum_moments_update,
 }
 
 
-def _device_of(arguments: Sequence[Any]) -> torch.device:
+def _first(arguments: Sequence[Any], wanted: Callable[[Tensor], bool]) -> Tensor | None:
+    """The first tensor, also within lists, that is ``wanted``."""
     for argument in arguments:
-        if isinstance(argument, Tensor):
-            return argument.device
-        if isinstance(argument, (list, tuple)):
-            for item in argument:
-                if isinstance(item, Tensor):
-                    return item.device
-    raise AssertionError("every op takes at least one tensor")
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(item, Tensor) and wanted(item):
+                return item
+    return None
 
 
 def _dispatcher(op: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        return getattr(backend_for(_device_of(arguments), op), op)(*arguments)
+        # What is measured comes first, and its dtype decides; an embedding's indices before it are no gradients.
+        first = _first(arguments, torch.is_floating_point)
+        assert first is not None, "every op takes at least one tensor of floating point"
+        return getattr(backend_for(first.device, op, first.dtype), op)(*arguments)
 
     return call
 

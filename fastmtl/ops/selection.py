@@ -10,10 +10,14 @@ from types import ModuleType
 
 import torch
 
-from fastmtl.backends import cpp, reference
+from fastmtl.backends import cpp, reference, triton
 
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "reference": reference}
-PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "reference")}
+BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "triton": triton, "reference": reference}
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("triton", "reference"),  # ROCm too
+    "xpu": ("triton", "reference"),
+}
 ANYWHERE = ("reference",)
 
 # One setting for the process, not for the thread: autograd runs the backward of accelerators in threads of its own.
@@ -26,10 +30,10 @@ def _known(name: str, origin: str) -> str:
     return name
 
 
-def unavailable(name: str, device: torch.device, op: str | None = None) -> str | None:
-    """Why backend ``name`` cannot run (``op``) on ``device``; None where it can."""
+def unavailable(name: str, device: torch.device, op: str | None = None, dtype: torch.dtype | None = None) -> str | None:
+    """Why backend ``name`` cannot run (``op``) on ``device`` (on gradients of ``dtype``); None where it can."""
     backend = BACKENDS[name]
-    reason: str | None = backend.unavailable(device)
+    reason: str | None = backend.unavailable(device, dtype)
     if reason is None and op is not None and not hasattr(backend, op):
         reason = f"it does not implement {op}"
     return reason
@@ -43,32 +47,34 @@ def _forced_backend() -> tuple[str, str] | None:
 
 
 @functools.cache
-def _select(device_type: str, op: str, forced: tuple[str, str] | None) -> ModuleType:
+def _select(device_type: str, op: str, dtype: torch.dtype | None, forced: tuple[str, str] | None) -> ModuleType:
     device = torch.device(device_type)
     if forced is not None:
         name, origin = forced
-        reason = unavailable(name, device, op)
+        reason = unavailable(name, device, op, dtype)
         if reason is not None:
             raise RuntimeError(f"{origin} forces backend {name!r}, which cannot run {op} on {device_type}: {reason}")
         return BACKENDS[name]
     for name in PREFERENCE.get(device_type, ANYWHERE):
-        if unavailable(name, device, op) is None:
+        if unavailable(name, device, op, dtype) is None:
             return BACKENDS[name]
     raise AssertionError("the reference backend runs everywhere")
 
 
-def backend_for(device: torch.device, op: str) -> ModuleType:
+def backend_for(device: torch.device, op: str, dtype: torch.dtype | None = None) -> ModuleType:
     """The backend that runs ``op`` on ``device``: the forced one, else the first of the device's preference that can.
+
+    ``dtype`` is that of the gradients, None for any.
 
     Raises:
         RuntimeError: the forced backend cannot run here, with the reason.
     """
-    return _select(device.type, op, _forced_backend())
+    return _select(device.type, op, dtype, _forced_backend())
 
 
-def backend_name(device: torch.device, op: str) -> str:
+def backend_name(device: torch.device, op: str, dtype: torch.dtype | None = None) -> str:
     """The name of the backend that runs ``op`` on ``device``."""
-    chosen = backend_for(device, op)
+    chosen = backend_for(device, op, dtype)
     return next(name for name, backend in BACKENDS.items() if backend is chosen)
 
 
@@ -77,7 +83,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Force one backend for the ops of this process while inside; wins over the environment variable ``FASTMTL_BACKEND``.
 
     Args:
-        name: ``"reference"`` or ``"cpp"``.
+        name: ``"cpp"``, ``"triton"`` or ``"reference"``.
 
     Raises:
         ValueError: no such backend.

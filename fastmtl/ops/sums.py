@@ -41,8 +41,7 @@ def sum_moments(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor, Tensor
         ValueError, TypeError: shapes, dtypes or devices that do not agree; 0-d gradients; no gradient at all.
     """
     lists = as_lists(grads)
-    if any(tensor.dim() == 0 for tensor in present_of(lists.flat)):
-        raise ValueError("grads: expected gradients with a batch dimension 0, got 0-d tensors")
+    lists.check_batched()
     results = [torch.ops.fastmtl.sum_moments(column) for column in _columns(lists)]
     second, samples = results[0][1], results[0][2]
     for _, level_second, level_samples in results[1:]:

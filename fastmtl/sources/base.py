@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
@@ -19,12 +20,18 @@ Statistics: TypeAlias = Literal["norms", "gram", "moments"]
 Measured: TypeAlias = tuple[Tensor, ...]  # (squared norms,), (M,) or (M, Q)
 
 
-class Probe(Protocol):
+class Probe(ABC):
     """A source located in the graph of one forward pass."""
 
+    @abstractmethod
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sum over the tasks for each level, and the statistics of the tasks' gradients at the source."""
 
+    def in_one_pass(self, grads: Gradients) -> Sequence[Tensor | None] | None:
+        """The gradients of the one tensor that is both summed and measured, where there is no more to it; else None."""
+        return None
+
+    @abstractmethod
     def places(self) -> list[Node]:
         """The nodes of the graph whose gradients are measured; none where they are those of the fork itself."""
 

@@ -32,7 +32,7 @@ def _level(level: Sequence[Tensor | None], statistics: Statistics) -> tuple[Tens
     return total, (squared_norms,)
 
 
-class FeaturesProbe:
+class FeaturesProbe(Probe):
     """Sum and statistics in one pass over the gradients that arrive at the fork."""
 
     def __init__(self, statistics: Statistics):
@@ -42,6 +42,11 @@ class FeaturesProbe:
         """Those of the fork."""
         return []
 
+    def in_one_pass(self, grads: Gradients) -> Sequence[Tensor | None] | None:
+        """A single tensor's gradients, two or more of them: one is its own sum and needs no copy."""
+        single = len(grads) == 1 and self.statistics != "gram" and len(present_of(grads[0])) > 1
+        return grads[0] if single else None
+
     def sum_and_measure(self, grads: Gradients) -> tuple[list[Tensor | None], Measured]:
         """The sums, and the statistics over all levels of Z together."""
         measured = [_level(level, self.statistics) if present_of(level) else None for level in grads]
@@ -49,7 +54,7 @@ class FeaturesProbe:
         return totals, add_up([part[1] for part in measured if part is not None])
 
 
-class BeforeTailProbe:
+class BeforeTailProbe(Probe):
     """Moments at the features that the user gave to the fork: each task's gradient is carried back through the tail."""
 
     def __init__(self, roots: Sequence[Tensor], targets: Sequence[Tensor], statistics: Statistics):

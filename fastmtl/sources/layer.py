@@ -16,7 +16,7 @@ from fastmtl.sources.graph import edges_of, mixes_samples, nodes_between
 from fastmtl.sources.parameters import CarriedProbe, Parameters, carry
 
 
-class MomentsProbe:
+class MomentsProbe(Probe):
     """M and Q of the parameters of several layers, from the inputs of the layers and the gradients at their outputs."""
 
     def __init__(self, roots: Sequence[GradientEdge], layers: Sequence[uses.LayerUse]):

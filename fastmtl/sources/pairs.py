@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl.ops.layers import Geometry, patch_gram, patch_gram_cost
-from fastmtl.sources.base import Gradients, Measured, sums, widened
+from fastmtl.sources.base import Gradients, Measured, Probe, sums, widened
 from fastmtl.sources.graph import kept_tensor
 from fastmtl.sources.parameters import carry
 
@@ -127,7 +127,7 @@ def use_of(node: Node, position: int, weight: Tensor, bias: bool) -> LayerUse | 
     return None
 
 
-class PairsProbe:
+class PairsProbe(Probe):
     """Norms of the weight and bias gradient of one use of a layer."""
 
     def __init__(self, roots: Sequence[GradientEdge], use: LayerUse):

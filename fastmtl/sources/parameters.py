@@ -43,7 +43,7 @@ def gram_of(gradients: Iterable[Sequence[Tensor | None]], device: torch.device) 
     return torch.ops.fastmtl.gram(flat, len(lists))
 
 
-class CarriedProbe:
+class CarriedProbe(Probe):
     """Norms or Gram matrix of the tasks' gradients at edges of the graph, formed by autograd itself."""
 
     def __init__(self, roots: Sequence[GradientEdge], targets: Sequence[GradientEdge], statistics: Statistics):

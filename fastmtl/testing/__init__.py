@@ -17,6 +17,7 @@ from fastmtl.backends import reference
 from fastmtl.backends.contract import DTYPES, SCHEMAS
 from fastmtl.ops.selection import BACKENDS
 from fastmtl.testing.case import Case, Outcome, map_tensors
+from fastmtl.testing.fused import fused_cases
 from fastmtl.testing.gnr import gnr_cases
 from fastmtl.testing.gradnorm import update_cases, weigh_case
 from fastmtl.testing.grads import list_cases, sum_cases
@@ -40,6 +41,7 @@ def cases() -> Iterator[Case]:
         yield weigh_case(dtype, 3, float("nan"))
     yield from update_cases()
     yield from gnr_cases()
+    yield from fused_cases()
 
 
 def _changed_in_place(op: str) -> list[int]:
@@ -53,11 +55,10 @@ def _as_list(value: Tensor | list[Tensor]) -> list[Tensor]:
 
 
 def run(implementations: Any, case: Case, arguments: list[Any]) -> list[Tensor]:
-    """What the op returns, or what it changed in place, as one flat list; ``implementations`` has the ops as attributes."""
+    """What the op returns and what it changed in place, as one flat list; ``implementations`` has the ops as attributes."""
     results = getattr(implementations, case.op)(*arguments)
-    if results is None:
-        results = [tensor for index in _changed_in_place(case.op) for tensor in _as_list(arguments[index])]
-    return _as_list(results) if isinstance(results, Tensor) else list(results)
+    returned = [] if results is None else _as_list(results) if isinstance(results, Tensor) else list(results)
+    return returned + [tensor for index in _changed_in_place(case.op) for tensor in _as_list(arguments[index])]
 
 
 def _wide(arguments: list[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from fastmtl.backends.contract import present_of, statistics_dtype
-from fastmtl.backends.layer_moments.factors import Block, Factors, Sizes, joined, memory_of
+from fastmtl.backends.layer_moments.factors import Block, Factors, Operands, Sizes, joined, memory_of
 from fastmtl.backends.layer_moments.patches import (
     Geometry,
     joined_patches,
@@ -47,6 +47,11 @@ class ConvFactors(Factors):
         by_pixels = patch_gram_cost(self._size, self._rest, inputs.shape[1] // groups)
         self._by_pixels = by_pixels < self.sizes.positions**2 * inner
         self._square_cost = min(by_pixels, self.sizes.positions**2 * inner)
+
+    def operands(self) -> Operands:
+        """The images, padded where it is not with zeros."""
+        padded = pad(self._inputs, self._geometry, self._mode) if self._mode != "zeros" else self._inputs
+        return Operands(padded, self._grads, self._rest, self.sizes.groups, self.bias)
 
     def _images(self, block: Block) -> Tensor:
         return block.of(self._inputs).to(self.dtype)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmtl.backends.layer_moments.patches import Geometry
 from fastmtl.backends.layer_moments.primitives import Gradients
 
 
@@ -60,6 +61,17 @@ LEAST_MEMORY = 1 << 20
 def memory_of(inputs: Tensor, grad: Tensor, weight: int) -> int:
     """How many numbers may be held: as many as the layer itself has, its activations and one weight gradient."""
     return max(inputs.numel() + grad.numel() + weight, LEAST_MEMORY)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a layer's products are made of, seen as a convolution with zeros around it: for backends that unfold it."""
+
+    inputs: Tensor  # [B, channels, *size]
+    grads: Gradients  # [B, outputs, *places]
+    geometry: Geometry
+    groups: int
+    bias: bool
 
 
 class Factors(ABC):

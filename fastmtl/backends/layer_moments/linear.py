@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fastmtl.backends.contract import present_of, statistics_dtype
 from fastmtl.backends.layer_moments import cost
-from fastmtl.backends.layer_moments.factors import Block, Factors, Sizes, memory_of
+from fastmtl.backends.layer_moments.factors import Block, Factors, Operands, Sizes, memory_of
+from fastmtl.backends.layer_moments.patches import Geometry
 from fastmtl.backends.layer_moments.primitives import Gradients, Primitives
 
 
@@ -48,6 +49,13 @@ class LinearFactors(Factors):
         if self.sizes.positions != 1:
             return super().sample_input_gram(block)
         return self.with_bias(self.inputs(block).square().sum(-1, keepdim=True))
+
+    def operands(self) -> Operands:
+        """A kernel of one element goes over the positions."""
+        rank = self._inputs.dim() - 2
+        geometry = Geometry((1,) * rank, (1,) * rank, ((0, 0),) * rank, (1,) * rank)
+        grads = [None if grad is None else grad.movedim(-1, 1) for grad in self._grads]
+        return Operands(self._inputs.movedim(-1, 1), grads, geometry, 1, self.bias)
 
     def form_of_single_positions(self, primitives: Primitives, per_sample: bool) -> tuple[Tensor, None]:
         """M, for one position a sample, from weight gradients formed some rows of all tasks at a time, in few calls.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from fastmtl.backends.contract import followed_by
 from fastmtl.backends.reference.gnr import gnr_update
 from fastmtl.backends.reference.gradnorm import gradnorm_update, weigh
 from fastmtl.backends.reference.layers import (
@@ -32,14 +33,19 @@ __all__ = [
     "sample_gram",
     "squared_norms",
     "sum_moments",
+    "sum_moments_update",
     "sum_norms",
+    "sum_norms_update",
     "unavailable",
     "weigh",
     "weighted_sum",
     "weighted_sum_out",
 ]
 
+sum_norms_update = followed_by(sum_norms, gradnorm_update)
+sum_moments_update = followed_by(sum_moments, gnr_update)
 
-def unavailable(device: torch.device) -> str | None:
+
+def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Why this backend cannot run on ``device``, None where it can. The reference runs everywhere."""
     return None

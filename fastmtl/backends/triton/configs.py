@@ -1,22 +1,57 @@
-"""Launch configurations: chosen by arithmetic, each number with its reason."""
+"""Launch configurations of the kernels that stream through gradients: chosen by arithmetic, each number with its reason."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.launching import Programs
+from fastmtl.backends.triton.tuning import tunable
 
-FEW = 8  # tasks whose tiles fit the registers side by side; see `test_reports` for what they take
+# Tasks whose tiles fit the registers side by side: with 16-bit gradients 8 tasks take some 210 registers a thread, 10 all 255.
+FEW = 8
+# Four warps have T loads of 16 bytes a thread under way; more would only make a program's reductions dearer.
+WARPS = 4
+# The sums of a share of the samples go through memory in float32, twice. With this many samples a share that is at most a
+# tenth of the traffic for 16-bit gradients, and a twentieth for float32.
+LEAST_SAMPLES = 32
+# Each block has a ticket, see `workspace.TICKETS`.
+MOST_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Blocks of ``rows`` groups of 16 bytes, and the programs that share them."""
+    """Blocks of ``rows`` groups of 16 bytes, and the programs that share them; ``splits`` programs share a block's samples."""
 
     rows: int
-    warps: int
+    blocks: int
     programs: Programs
+    splits: int = 1
+    warps: int = WARPS
+
+    @property
+    def sharing(self) -> dict[str, int]:
+        """How the kernel is to share out the work."""
+        if self.splits > 1:
+            return {"splits": self.splits, "blocks": self.blocks}
+        return {"programs": self.programs.count, "group": self.programs.group}
+
+    def partials(self, width: int, tile: int) -> int:
+        """Numbers of workspace for partial results of ``width``, and where samples are shared out a tile of each program."""
+        if self.splits == 1:
+            return self.programs.partials(width)
+        return (self.programs.count + self.blocks) * width + self.programs.count * tile
+
+    def neighbours(self) -> list[TileConfig]:
+        """Half and twice as many programs."""
+        if self.splits > 1:
+            splits = [split for split in (self.splits // 2, 2 * self.splits) if split > 1]
+            return [replace(self, splits=split, programs=Programs(self.blocks * split)) for split in splits]
+        counts = {max(1, self.programs.count // 2), min(self.blocks, 2 * self.programs.count)} - {
+            self.programs.count,
+            0,
+        }
+        return [replace(self, programs=Programs(count)) for count in sorted(counts)]
 
     @property
     def options(self) -> dict[str, int]:
@@ -24,20 +59,56 @@ class TileConfig:
         return {"num_warps": self.warps}
 
 
-def resident(chip: Chip, registers: int, warps: int) -> int:
+def resident(chip: Chip, registers: int, warps: int = WARPS) -> int:
     """Programs that a processor holds at once, as registers and warps allow."""
     threads = warps * chip.warp_size
     return max(1, min(chip.registers // (threads * registers), chip.warps // warps))
 
 
-def streaming(chip: Chip, tasks: int, blocks: int, registers: int) -> TileConfig:
-    """Programs that read T streams: enough to keep the memory busy, no more, as each leaves partial results.
+def wanted(chip: Chip, tasks: int, registers: int) -> int:
+    """Programs that keep the memory busy, no more, as each leaves partial results.
 
-    A program of 4 warps has T loads of 16 bytes a thread under way; more warps would only make its reductions dearer.
+    Loads are not always under way: products and stores stand between them. Twice as many programs as would do fill the gaps.
     """
-    warps = 4
-    threads = warps * chip.warp_size
-    wanted = -(-chip.bytes_in_flight // (tasks * threads * 16))
-    # Loads are not always under way: products and stores stand between them. Twice as many programs fill the gaps.
-    a_processor = min(resident(chip, registers, warps), max(2, 2 * wanted))
-    return TileConfig(threads, warps, Programs(max(1, min(blocks, chip.processors * a_processor))))
+    in_flight = tasks * WARPS * chip.warp_size * 16
+    a_processor = max(2, 2 * -(-chip.bytes_in_flight // in_flight))
+    return chip.processors * min(resident(chip, registers), a_processor)
+
+
+def norms_registers(tasks: int, width: int) -> int:
+    """Registers a thread of `sum_norms_few`, see the report of the tests: a tile of each task, and little else."""
+    return 32 + tasks * (width + 1)
+
+
+def moments_registers(tasks: int, width: int) -> int:
+    """Registers a thread of `sum_moments_few`: sums of pairs for M and Q, sums over samples, and the loads under way."""
+    return 28 + tasks * (tasks + 1) + tasks * (5 if width == 4 else 12)
+
+
+def streaming(chip: Chip, tasks: int, blocks: int, registers: int) -> TileConfig:
+    """Blocks of 16 bytes a thread, shared out among programs that read T streams."""
+    return TileConfig(WARPS * chip.warp_size, blocks, Programs(max(1, min(blocks, wanted(chip, tasks, registers)))))
+
+
+def _by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int) -> TileConfig:
+    return streaming(chip, tasks, -(-positions // (WARPS * chip.warp_size * width)), registers)
+
+
+@tunable
+def by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int) -> TileConfig:
+    """Blocks of positions, shared out among programs."""
+    return _by_blocks(chip, tasks, positions, width, registers)
+
+
+def splits_of(programs: int, blocks: int, batch: int) -> int:
+    """Programs to share the samples of each block, where blocks alone are fewer than ``programs``; else 1."""
+    splits = min(programs // max(1, blocks), batch // LEAST_SAMPLES)
+    return splits if splits > 1 and blocks <= MOST_BLOCKS else 1
+
+
+@tunable
+def by_samples(chip: Chip, tasks: int, batch: int, positions: int, width: int, registers: int) -> TileConfig:
+    """The same where blocks keep the memory busy; else the samples of each block are shared out as well."""
+    config = _by_blocks(chip, tasks, positions, width, registers)
+    splits = splits_of(wanted(chip, tasks, registers), config.blocks, batch)
+    return config if splits == 1 else replace(config, programs=Programs(config.blocks * splits), splits=splits)

@@ -46,7 +46,7 @@ def aligned(tensor: Tensor) -> bool:
     return tensor.data_ptr() % 16 == 0
 
 
-def _merged(
+def merged(
     sizes: Sequence[int], strides: Sequence[Sequence[int]], order: Sequence[int]
 ) -> tuple[list[int], list[list[int]]]:
     """Dimensions in ``order``, neighbours joined where they are one run in every tensor; strides by dimension."""
@@ -73,8 +73,8 @@ def layout_of(tensors: Sequence[Tensor], by_sample: bool) -> Layout | None:
     first = tensors[0]
     start = 1 if by_sample else 0
     dims = [dim for dim in range(start, first.dim()) if first.shape[dim] != 1]
-    order = sorted(dims, key=lambda dim: (-first.stride(dim), dim))
-    sizes, strides = _merged(first.shape, [tensor.stride() for tensor in tensors], order)
+    order = sorted(dims, key=first.stride, reverse=True)  # stable: equal strides stay in the order of dimensions
+    sizes, strides = merged(first.shape, [tensor.stride() for tensor in tensors], order)
     if len(sizes) > MAX_RANK:
         return None
     by_tensor = tuple(tuple(dim[k] for dim in strides) for k in range(len(tensors)))
@@ -109,5 +109,5 @@ def as_first(first: Tensor, tensor: Tensor) -> Tensor:
     return (
         tensor
         if tensor.stride() == first.stride()
-        else first.new_empty_strided(first.shape, first.stride()).copy_(tensor)
+        else tensor.new_empty_strided(first.shape, first.stride()).copy_(tensor)  # in a dtype of its own
     )

@@ -1,109 +1,113 @@
-"""Launches of the fork's ops: the sum of T gradients and their statistics."""
+"""Launches of the fork's ops: the sum of T gradients and their statistics, and the updates that follow from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmtl.backends.contract import empty_total
-from fastmtl.backends.triton import configs
+from fastmtl.backends.triton import configs, sums_many
 from fastmtl.backends.triton.chips import chip_of
+from fastmtl.backends.triton.epilogues import GNRStep, Update, gradnorm_arguments
+from fastmtl.backends.triton.inputs import Inputs, inputs_of
 from fastmtl.backends.triton.kernels import sums as kernels
-from fastmtl.backends.triton.launching import OPTIONS, filled, power_of_two, rows_for
-from fastmtl.backends.triton.layout import readable, width
+from fastmtl.backends.triton.launching import OPTIONS, power_of_two, rows_for
+from fastmtl.backends.triton.layout import width
 from fastmtl.backends.triton.workspace import workspace
 
 
 def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Sum over tasks and each task's squared Frobenius norm."""
-    total, tasks = empty_total(grads), len(grads)
-    tensors, present = filled(grads)
-    (_, *tensors), layout = readable([total, *tensors], by_sample=False)
-    norms = total.new_empty(tasks, dtype=torch.float32)
+    return _sum_norms(grads, None)
+
+
+def sum_norms_update(grads: Sequence[Tensor | None], *update: Any) -> tuple[Tensor, Tensor]:
+    """`sum_norms`, and GradNorm's update in the same launch."""
+    return _sum_norms(grads, update)
+
+
+def _sum_norms(grads: Sequence[Tensor | None], update: Update | None) -> tuple[Tensor, Tensor]:
+    inputs = inputs_of(grads, by_sample=False)
+    norms = inputs.total.new_empty(inputs.tasks, dtype=torch.float32)
+    launch = _norms_of_few if inputs.tasks <= configs.FEW else sums_many.sum_norms
+    launch(inputs, norms, gradnorm_arguments(norms, update))
+    return inputs.total, norms
+
+
+def _norms_of_few(inputs: Inputs, norms: Tensor, update: dict[str, Any]) -> None:
+    total, tasks = inputs.total, inputs.tasks
     V = width(total)
-    chip = chip_of(total.device)
+    config = configs.by_blocks(
+        chip_of(total.device), tasks, inputs.layout.positions, V, configs.norms_registers(tasks, V)
+    )
     WIDTH = max(2, power_of_two(tasks))
-    threads = 4 * chip.warp_size
-    config = configs.streaming(chip, tasks, -(-layout.positions // (threads * V)), 32 + 3 * V * tasks)
     partials, tickets = workspace(total.device, config.programs.partials(WIDTH))
-    state = (norms,) * 10
     kernels.sum_norms_few[(config.programs.count,)](
-        tuple(tensors),
+        inputs.tensors,
         total,
         norms,
         partials,
         tickets,
-        present,
-        layout.positions,
-        config.programs.count,
-        config.programs.group,
-        layout.sizes,
-        layout.strides[1:],
-        layout.strides[0],
-        norms,
-        state,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
+        inputs.present,
+        **config.sharing,
+        **inputs.positions,
+        **update,
         T=tasks,
-        RANK=layout.rank,
         N=config.rows,
         V=V,
-        VECTOR=layout.vector,
         WIDTH=WIDTH,
         ROWS=rows_for(WIDTH),
-        STEP=False,
-        ADAM=False,
         **config.options,
         **OPTIONS,
     )
-    return total, norms
 
 
 def sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over tasks, Gram matrix M of the sums over dimension 0, and Q = B * sum_b of the per-sample Gram matrices."""
-    total, tasks = empty_total(grads), len(grads)
-    tensors, present = filled(grads)
-    (_, *tensors), layout = readable([total, *tensors], by_sample=True)
-    M, Q = (total.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
+    return _sum_moments(grads, None)
+
+
+def sum_moments_update(grads: Sequence[Tensor | None], *update: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`sum_moments`, and the update of the GNR weights in the same launch."""
+    return _sum_moments(grads, update)
+
+
+def _sum_moments(grads: Sequence[Tensor | None], update: Update | None) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = inputs_of(grads, by_sample=True)
+    tasks = inputs.tasks
+    M, Q = (inputs.total.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
+    launch = _moments_of_few if tasks <= configs.FEW else sums_many.sum_moments
+    launch(inputs, M, Q, GNRStep(tasks, update))
+    return inputs.total, M, Q
+
+
+def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
+    total, tasks = inputs.total, inputs.tasks
     V = width(total)
-    chip = chip_of(total.device)
+    registers = configs.moments_registers(tasks, V)
+    config = configs.by_samples(chip_of(total.device), tasks, total.shape[0], inputs.layout.positions, V, registers)
     HALF = power_of_two(tasks * (tasks + 1) // 2)
-    threads = 4 * chip.warp_size
-    config = configs.streaming(
-        chip, tasks, -(-layout.positions // (threads * V)), 32 + 3 * V * tasks + tasks * (tasks + 1)
-    )
-    partials, tickets = workspace(total.device, config.programs.partials(2 * HALF))
-    kernels.sum_moments_few[(config.programs.count,)](
-        tuple(tensors),
+    numbers = config.partials(2 * HALF, tasks * config.rows * V)
+    memory, tickets = workspace(total.device, step.scratch + numbers)
+    kernel = kernels.sum_moments_few if config.splits == 1 else kernels.sum_moments_split
+    kernel[(config.programs.count,)](
+        inputs.tensors,
         total,
         M,
         Q,
-        partials,
+        memory[step.scratch :],
         tickets,
-        present,
-        total.shape[0],
-        layout.positions,
-        config.programs.count,
-        config.programs.group,
-        layout.sizes,
-        layout.strides[1:],
-        layout.sample_strides[1:],
-        layout.strides[0],
-        layout.sample_strides[0],
+        inputs.present,
+        **config.sharing,
+        **inputs.samples,
+        **step.arguments(M, memory[: step.scratch]),
         T=tasks,
-        RANK=layout.rank,
         N=config.rows,
         V=V,
-        VECTOR=layout.vector,
         HALF=HALF,
         ROWS=rows_for(2 * HALF),
         **config.options,
         **OPTIONS,
     )
-    return total, M, Q

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from fastmtl.backends.triton.kernels.finish import finish
+from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
+from fastmtl.backends.triton.kernels.gnr import gnr_step
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
 from fastmtl.backends.triton.kernels.tiles import (
     add_products,
@@ -113,19 +114,16 @@ def _store_moments(p_M, p_Q, values, batch, T: tl.constexpr, HALF: tl.constexpr)
     store_symmetric(p_M, tl.sum(tl.where(is_q, 0.0, halves), 0), i_pair, T)
 
 
-@triton.jit(do_not_specialize=["present", "programs", "group"])
-def sum_moments_few(
-    grads,  # T tensors of one shape, [batch, positions]
-    p_total,  # like them
-    p_M,  # [T, T] float32
-    p_Q,  # [T, T] float32
-    p_partials,
-    p_tickets,
+@triton.jit
+def _sum_samples(
+    grads,
+    p_total,
+    i_block,
+    first,
+    last,
+    q_sums,
     present,
-    batch,
     positions,
-    programs,
-    group,
     sizes,
     strides,
     sample_strides,
@@ -136,32 +134,162 @@ def sum_moments_few(
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
+):
+    """A block's samples first ... last - 1: ``q_sums`` with their products added, and the T [N, V] sums over samples."""
+    m = tile_mask(i_block, positions, N, V, VECTOR)
+    o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
+    o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
+    sample_sums = repeated(tl.zeros([N, V], tl.float32), T)
+    for b in range(first, last):
+        i_sample = b.to(tl.int64)
+        tiles = load_and_sum(
+            grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T
+        )
+        q_sums = add_products(q_sums, tiles, tiles, T)
+        added = ()
+        for k in tl.static_range(T):
+            added = added + (sample_sums[k] + tiles[k],)
+        sample_sums = added
+    return q_sums, sample_sums
+
+
+@triton.jit(do_not_specialize=["present", "programs", "group", "samples", "accumulation"])
+def sum_moments_few(
+    grads,  # T tensors of one shape, [batch, positions]
+    p_total,  # like them
+    p_M,  # [T, T] float32
+    p_Q,  # [T, T] float32
+    p_partials,
+    p_tickets,
+    present,  # a bit for each task
+    batch,
+    positions,
+    programs,
+    group,
+    sizes,
+    strides,  # of each task
+    sample_strides,
+    total_strides,
+    total_sample_stride,
+    p_message,  # from here on what `gnr_step` takes; not read where not STEP
+    p_state,
+    p_scratch,
+    samples,
+    accumulation,
+    decay: tl.float64,
+    step: tl.float64,
+    floor: tl.float64,
+    T: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
     HALF: tl.constexpr,  # T (T + 1) / 2 as a power of two
     ROWS: tl.constexpr,
+    STEP: tl.constexpr,  # whether the update of the GNR weights follows
+    P: tl.constexpr,
+    LOSS_SUM: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,
 ):
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
     i_program = tl.program_id(0)
     PAIRS: tl.constexpr = T * (T + 1) // 2
-    zeros = tl.zeros([N], tl.float32)
-    q_sums = repeated(zeros, PAIRS)
-    m_sums = repeated(zeros, PAIRS)
+    q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
+    m_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
     for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
-        m = tile_mask(i_block, positions, N, V, VECTOR)
-        o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
-        o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
-        sample_sums = repeated(tl.zeros([N, V], tl.float32), T)
-        for b in range(batch):
-            i_sample = b.to(tl.int64)
-            tiles = load_and_sum(
-                grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T
-            )
-            q_sums = add_products(q_sums, tiles, tiles, T)
-            added = ()
-            for k in tl.static_range(T):
-                added = added + (sample_sums[k] + tiles[k],)
-            sample_sums = added
+        q_sums, sample_sums = _sum_samples(
+            grads, p_total, i_block, 0, batch, q_sums, present, positions, sizes, strides, sample_strides,
+            total_strides, total_sample_stride, T, RANK, N, V, VECTOR,
+        )  # fmt: skip
         m_sums = add_products(m_sums, sample_sums, sample_sums, T)
     values = _both(q_sums, m_sums, N, PAIRS, HALF)
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
     if last:
         _store_moments(p_M, p_Q, values, batch, T, HALF)
+        if STEP:
+            tl.debug_barrier()  # all threads have stored
+            gnr_step(
+                p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
+                T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["present", "splits", "blocks", "samples", "accumulation"])
+def sum_moments_split(
+    grads,
+    p_total,
+    p_M,
+    p_Q,
+    p_partials,  # (blocks * splits + blocks) * 2 HALF, then blocks * splits * T * N * V
+    p_tickets,
+    present,
+    batch,
+    positions,
+    splits,
+    blocks,
+    sizes,
+    strides,
+    sample_strides,
+    total_strides,
+    total_sample_stride,
+    p_message,  # from here on what `gnr_step` takes; not read where not STEP
+    p_state,
+    p_scratch,
+    samples,
+    accumulation,
+    decay: tl.float64,
+    step: tl.float64,
+    floor: tl.float64,
+    T: tl.constexpr,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    VECTOR: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,  # whether the update of the GNR weights follows
+    P: tl.constexpr,
+    LOSS_SUM: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,
+):
+    """As `sum_moments_few` for few positions and many samples: a program takes a share of the samples of one block.
+
+    M needs the sum over all samples before its square, so the sums of the shares go through memory: once written and once
+    read, by the last program of each block.
+    """
+    i_program = tl.program_id(0)
+    i_block = i_program // splits
+    i_split = i_program % splits
+    PAIRS: tl.constexpr = T * (T + 1) // 2
+    zeros = tl.zeros([N], tl.float32)
+    q_sums, sample_sums = _sum_samples(
+        grads, p_total, i_block, batch * i_split // splits, batch * (i_split + 1) // splits, repeated(zeros, PAIRS),
+        present, positions, sizes, strides, sample_strides, total_strides, total_sample_stride, T, RANK, N, V, VECTOR,
+    )  # fmt: skip
+    store_row(p_partials, i_program, _both(q_sums, repeated(zeros, PAIRS), N, PAIRS, HALF), 2 * HALF)
+    p_sums = p_partials + (blocks * (splits + 1)).to(tl.int64) * (2 * HALF)
+    p_tile = p_sums + tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
+    for k in tl.static_range(T):
+        tl.store(p_tile + (i_program.to(tl.int64) * T + k) * (N * V), sample_sums[k])
+    if is_last(p_tickets + 1 + i_block, splits):
+        whole = repeated(tl.zeros([N, V], tl.float32), T)
+        for i in range(splits):
+            i_share = (i_block * splits + i).to(tl.int64) * T
+            added = ()
+            for k in tl.static_range(T):
+                added = added + (whole[k] + tl.load(p_tile + (i_share + k) * (N * V), volatile=True),)
+            whole = added
+        m_sums = add_products(repeated(zeros, PAIRS), whole, whole, T)
+        values = _both(repeated(zeros, PAIRS), m_sums, N, PAIRS, HALF)
+        values += sum_rows(p_partials, i_block * splits, splits, 2 * HALF, ROWS)
+        store_row(p_partials, blocks * splits + i_block, values, 2 * HALF)
+        if is_last(p_tickets, blocks):
+            _store_moments(p_M, p_Q, sum_rows(p_partials, blocks * splits, blocks, 2 * HALF, ROWS), batch, T, HALF)
+            if STEP:
+                tl.debug_barrier()
+                gnr_step(
+                    p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
+                    T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+                )  # fmt: skip

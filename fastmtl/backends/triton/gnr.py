@@ -1,0 +1,74 @@
+"""The launch of GNR's update: one program."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastmtl.backends.triton.kernels import gnr as kernels
+from fastmtl.backends.triton.kernels.max_min import ROWS
+from fastmtl.backends.triton.launching import OPTIONS, power_of_two
+from fastmtl.backends.triton.workspace import workspace
+
+
+def width(tasks: int) -> int:
+    """Rows of the tiles for T tasks."""
+    return max(2, power_of_two(tasks))
+
+
+def scratch_size(tasks: int) -> int:
+    """Float64 numbers that `kernels.max_min` takes."""
+    return (3 * width(tasks) + ROWS.value) * width(tasks)
+
+
+def warps(tasks: int) -> int:
+    """One while a thread holds at most 8 numbers of a tile: no step then waits for other warps; 16 numbers above."""
+    return 1 if tasks <= 16 else width(tasks) ** 2 // 512
+
+
+def gnr_update(
+    M: Tensor,
+    Q: Tensor | None,
+    message: Tensor,
+    weights: Tensor,
+    moments: Tensor,
+    averages: Tensor,
+    shares: Tensor,
+    samples: Tensor,
+    counters: Tensor,
+    task_counters: Tensor,
+    batch: int,
+    accumulation: int,
+    loss_sum: bool,
+    objective: str,
+    decay: float,
+    step: float,
+    floor: float,
+) -> None:
+    """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
+    tasks = weights.numel()
+    size = 2 * scratch_size(tasks)
+    scratch, _ = workspace(weights.device, size)
+    second = M if Q is None else Q
+    kernels.gnr_update[(1,)](
+        M,
+        second,
+        *M.stride(),
+        *second.stride(),
+        message.contiguous(),
+        (weights, moments, averages, shares, samples, counters, task_counters),
+        scratch[:size].view(torch.float64),
+        batch,
+        accumulation,
+        decay,
+        step,
+        floor,
+        T=tasks,
+        P=width(tasks),
+        HAS_Q=Q is not None,
+        LOSS_SUM=loss_sum,
+        OBJECTIVE=objective,
+        ACCUMULATED=accumulation > 1,
+        num_warps=warps(tasks),
+        **OPTIONS,
+    )

@@ -1,0 +1,226 @@
+"""GNR's update: a step of the weights in one program, alone or at the end of the launch that measured the moments."""
+
+import triton
+import triton.language as tl
+
+from fastmtl.backends.triton.kernels.max_min import all_of, at_least, max_min, semidefinite, square
+
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+_SMALLEST = tl.constexpr(1.1754943508222875e-38)
+_ROUNDING = tl.constexpr(1e-6)  # a variance below this times the mean square is float32 rounding
+_SHARES = tl.constexpr(9)  # from 1 / accumulation to 1: how little of the sampling noise may be left in an update
+
+
+@triton.jit
+def _is_finite(x):
+    """Whether a float64 is neither infinite nor NaN."""
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def _all_pairs(condition):
+    return all_of(tl.min(condition.to(tl.int32), 1))
+
+
+@triton.jit
+def _diagonal(matrix, axis: tl.constexpr, P: tl.constexpr):
+    """[P]: the diagonal of [P, P]."""
+    row, column, _ = square(P)
+    return tl.sum(tl.where(row == column, matrix, 0.0), axis)
+
+
+@triton.jit
+def _noise_left(p_scratch, active, accumulation, P: tl.constexpr):
+    """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
+
+    R and E of the scratch are S and the noise of a micro-batch, in units that make the diagonal of their sum 1.
+    """
+    left = tl.full([], 1.0, tl.float64)
+    tried = 0
+    while tried < _SHARES - 1:
+        exponent = tl.cast(tried, tl.float64) / (_SHARES - 1) - 1
+        share = tl.exp(exponent * tl.log(tl.cast(accumulation, tl.float64)))
+        fits = semidefinite(p_scratch, share, active, P)
+        left = tl.where(fits, share, left)
+        tried = tl.where(fits, _SHARES - 1, tried + 1)
+    return left
+
+
+@triton.jit
+def _update_weights(
+    p_weights,
+    p_scratch,
+    S,  # [P, P] float64: the signal, and the noise of a micro-batch
+    noise,
+    has_noise,
+    present,
+    accumulation,
+    step,
+    floor,
+    T: tl.constexpr,
+    P: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,
+):
+    """A step of the weights towards the best ones; none where the averages are not finite."""
+    row, column, o = square(P)
+    i = tl.arange(0, P)
+    second = _diagonal(S + noise, 1, P)
+    active = present & (second > 0)
+    pairs = active[:, None] & active[None, :]
+    d = 1 / tl.sqrt(tl.where(active, second, 1.0))
+    R = tl.where(pairs, S * d[:, None] * d[None, :], 0.0)
+    E = tl.where(pairs, noise * d[:, None] * d[None, :], 0.0)
+    if _all_pairs(_is_finite(R) & _is_finite(E)):
+        tl.store(p_scratch + o, tl.trans(R))
+        tl.store(p_scratch + P * P + o, tl.trans(E))
+        tl.debug_barrier()
+        left = tl.full([], 1.0, tl.float64)
+        if ACCUMULATED:
+            left = _noise_left(p_scratch, active, accumulation, P)
+        # Numerators in units of S + noise.
+        signal = tl.load(p_scratch + i * (P + 1))
+        alone = tl.load(p_scratch + P * P + i * (P + 1)) * left
+        plain = tl.where(has_noise, alone if OBJECTIVE == "relative" else signal, signal)
+        numerators = tl.where(active, at_least(plain, floor * (signal + alone)), 1.0)
+        r = 1 / tl.sqrt(numerators)
+        R = tl.load(p_scratch + o) * r[:, None] * r[None, :]
+        E = tl.load(p_scratch + P * P + o) * (left * r)[:, None] * r[None, :]
+        tl.debug_barrier()  # all have read
+        tl.store(p_scratch + o, R)
+        tl.store(p_scratch + P * P + o, E)
+        tl.debug_barrier()
+        v = max_min(p_scratch, active, P)
+
+        goal = tl.where(active, tl.log(v * r * d), 0.0)
+        weights = tl.load(p_weights + i, mask=i < T, other=1.0)
+        now = weights.to(tl.float64)
+        blended = tl.where(active, tl.exp((1 - step) * tl.log(now) + step * goal), 0.0)
+        budget = T - tl.sum(tl.where(active | (i >= T), 0.0, now), 0)  # the tasks left out keep their weight
+        scaled = at_least((blended * (budget / tl.sum(blended, 0))).to(tl.float32), _SMALLEST)
+        tl.store(p_weights + i, scaled, mask=active & all_of(_is_finite(goal)))
+
+
+@triton.jit
+def gnr_step(
+    p_M,  # float: of gradients of scale * w_k L_k, row and column strides as given; visible to all threads
+    p_Q,  # like p_M; not read where not HAS_Q
+    row_stride_M,
+    column_stride_M,
+    row_stride_Q,
+    column_stride_Q,
+    p_message,  # [2 + 3 T] float32
+    p_state,  # weights, moments, averages, shares, samples, counters, task_counters
+    p_scratch,  # [scratch_size(P)] float64
+    batch,
+    accumulation,
+    decay,
+    step,
+    floor,  # the last three float64
+    T: tl.constexpr,
+    P: tl.constexpr,  # T as a power of two, at least 2
+    HAS_Q: tl.constexpr,
+    LOSS_SUM: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,  # accumulation > 1
+):
+    """As `fastmtl.backends.reference.gnr_update`, line by line, in float64; all threads of one program call it."""
+    p_weights, p_moments, p_averages, p_shares, p_samples, p_counters, p_task_counters = p_state
+    row, column, _ = square(P)
+    i = tl.arange(0, P)
+    m = i < T
+    o = row * T + column
+    valid = tl.load(p_message)
+    scale = tl.load(p_message + 1).to(tl.float64)
+    losses = tl.load(p_message + 2 + i, mask=m, other=0.0).to(tl.float64)
+    used = tl.load(p_message + 2 + T + i, mask=m, other=1.0).to(tl.float64)
+    presence = tl.load(p_message + 2 + 2 * T + i, mask=m, other=0.0)
+    present = m & (presence == 1)
+    pairs = present[:, None] & present[None, :]
+    samples = tl.cast(batch, tl.float64)
+    has_noise = (batch > 1) & HAS_Q
+
+    units = scale * scale
+    if LOSS_SUM:
+        units *= samples * samples
+    units = units * used[:, None] * used[None, :]
+    M = tl.load(p_M + row * row_stride_M + column * column_stride_M, mask=pairs, other=0.0).to(tl.float64) / units
+    fits = tl.abs(M) <= _LARGEST
+    Q = tl.full([P, P], float("nan"), tl.float64)
+    if HAS_Q:
+        Q = tl.load(p_Q + row * row_stride_Q + column * column_stride_Q, mask=pairs, other=0.0).to(tl.float64) / units
+        fits = fits & ((tl.abs(Q) <= _LARGEST) | (batch == 1))
+        Q = tl.where(has_noise, Q, float("nan"))
+    measured = (valid == 1) & (scale != 0)
+    finite = _all_pairs(~pairs | fits) & all_of(~present | _is_finite(losses)) & _is_finite(scale)
+    accepted = measured & finite
+    taken = accepted & pairs
+
+    C = samples / (samples - 1) * (Q - M)
+    S = decay * tl.load(p_averages + o, mask=taken, other=0.0) + (1 - decay) * (M - C / samples)
+    tl.store(p_averages + o, S, mask=taken)
+    tl.store(p_moments + o, M.to(tl.float32), mask=taken)
+    tl.store(p_moments + T * T + o, Q.to(tl.float32), mask=taken)
+    without = accepted & present & (_diagonal(M, 1, P) == 0)
+    C = decay * tl.load(p_averages + T * T + o, mask=taken, other=0.0) + (1 - decay) * C
+    tl.store(p_averages + T * T + o, C, mask=taken)
+    M = decay * tl.load(p_averages + 2 * T * T + o, mask=taken, other=0.0) + (1 - decay) * M
+    tl.store(p_averages + 2 * T * T + o, M, mask=taken)
+    shares = decay * tl.load(p_shares + o, mask=taken, other=0.0) + (1 - decay)
+    tl.store(p_shares + o, shares, mask=taken)
+
+    if OBJECTIVE != "none":
+        if accepted:
+            if OBJECTIVE == "intertask":
+                has_noise = False
+            S = tl.where(has_noise, S, M) / shares
+            C = C / shares
+            alone, signal = _diagonal(C, 1, P), _diagonal(S, 1, P)
+            rounding = alone <= _ROUNDING * (signal + alone)  # S + C is Q
+            noise = tl.where(has_noise & ~(rounding[:, None] | rounding[None, :]), C / samples, 0.0)
+            _update_weights(
+                p_weights, p_scratch, S, noise, has_noise, present, accumulation, step, floor,
+                T, P, OBJECTIVE, ACCUMULATED,
+            )  # fmt: skip
+
+    tl.store(p_samples, tl.cast(batch, tl.int64) * accumulation, mask=accepted)
+    tl.store(p_counters, tl.load(p_counters) + accepted.to(tl.int64))
+    tl.store(p_counters + 1, tl.load(p_counters + 1) + (measured & ~finite).to(tl.int64))
+    missed = accepted & m & (presence == 2)
+    counts = p_task_counters + i
+    tl.store(counts, tl.load(counts, mask=m, other=0) + without.to(tl.int64), mask=m)
+    tl.store(counts + T, tl.load(counts + T, mask=m, other=0) + missed.to(tl.int64), mask=m)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "row_stride_M", "column_stride_M", "row_stride_Q", "column_stride_Q", "batch", "accumulation",
+    ]
+)  # fmt: skip
+def gnr_update(
+    p_M,
+    p_Q,
+    row_stride_M,
+    column_stride_M,
+    row_stride_Q,
+    column_stride_Q,
+    p_message,
+    p_state,
+    p_scratch,
+    batch,
+    accumulation,
+    decay: tl.float64,
+    step: tl.float64,
+    floor: tl.float64,
+    T: tl.constexpr,
+    P: tl.constexpr,
+    HAS_Q: tl.constexpr,
+    LOSS_SUM: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
+    ACCUMULATED: tl.constexpr,
+):
+    """One program."""
+    gnr_step(
+        p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, p_state, p_scratch,
+        batch, accumulation, decay, step, floor, T, P, HAS_Q, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""Launches as a GPU would see them, recorded with fake CUDA tensors: no memory, and nothing can be read on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from fastmtl.backends.triton import chips, layout
+from tests.gpu.launches import Launch, intercepted
+
+
+def _aligned(tensor: Tensor) -> bool:
+    """As `layout.aligned`, for memory that does not exist: allocators hand out aligned memory."""
+    return tensor.storage_offset() * tensor.element_size() % 16 == 0
+
+
+class _Slices(TorchFunctionMode):
+    """Slices of the first dimension without torch's own indexing, which looks for the device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], slice):
+            tensor, index = args
+            return torch.ops.aten.slice.Tensor(tensor, 0, index.start, index.stop, index.step or 1)
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(call: Callable[[], Any], chip: chips.Chip) -> list[Launch]:
+    """The launches of ``call``, which makes its tensors itself, on ``chip``.
+
+    Reading a number of a fake tensor raises. As in the capture of a graph, no memory is kept from call to call.
+    """
+    launches: list[Launch] = []
+    with (
+        FakeTensorMode(),
+        _Slices(),
+        chips.assume(chip),
+        mock.patch.object(layout, "aligned", _aligned),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
+        mock.patch.object(torch.cuda, "current_device", return_value=0),
+        intercepted(launches.append),
+    ):
+        call()
+    return launches

@@ -1,0 +1,230 @@
+"""What the compilers make of every kernel at realistic sizes, as a table: python -m tests.gpu.report [--match TEXT]."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+
+from fastmtl.backends import triton as backend
+from fastmtl.backends.triton import chips, configs
+from fastmtl.ops.gradnorm import gradnorm_state
+from tests.gpu.launches import TARGETS, Launch, usage
+from tests.gpu.recording import recorded
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A chip, what is compiled for it, and the shared memory of one of its processors in bytes."""
+
+    chip: chips.Chip
+    target: str
+    shared: int
+
+
+MACHINES = (
+    Machine(chips.A100, "sm_80", 164 << 10),
+    Machine(chips.H100, "sm_90", 228 << 10),
+    Machine(chips.B200, "sm_100", 228 << 10),
+    Machine(chips.RTX_5090, "sm_120", 100 << 10),
+    Machine(chips.MI300X, "gfx942", 64 << 10),
+)
+RESERVED = 1024  # shared memory of each program that CUDA keeps for itself
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A call that stands for one kernel in one configuration.
+
+    ``wide_loads`` and ``wide_stores``: accesses of 16 bytes that it must have at least, one for each gradient read, and one
+    for the sum.
+    """
+
+    name: str
+    tasks: int
+    dtype: torch.dtype
+    call: Callable[[], Any]
+    wide_loads: int = 0
+    wide_stores: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}-T{self.tasks}-{str(self.dtype).removeprefix('torch.')}"
+
+
+def _grads(tasks: int, shape: Sequence[int], dtype: torch.dtype) -> list[Tensor | None]:
+    return [torch.empty(tuple(shape), dtype=dtype, device="cuda") for _ in range(tasks)]
+
+
+def _sums(op: str, tasks: int, dtype: torch.dtype, name: str, shape: Sequence[int], wide: bool) -> Subject:
+    def call() -> Any:
+        return getattr(backend, op)(_grads(tasks, shape, dtype))
+
+    return Subject(f"{op}-{name}", tasks, dtype, call, tasks if wide else 0, int(wide))
+
+
+def _gradnorm_update(tasks: int) -> Subject:
+    def call() -> Any:
+        state = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in gradnorm_state(tasks)]
+        measured = [torch.empty(count, device="cuda") for count in (tasks, 2 + 3 * tasks)]
+        return backend.gradnorm_update(*measured, *state, 1.5, 0.025, True, 0.9, 0.999, 1e-8, 1e-3)
+
+    return Subject("gradnorm_update", tasks, torch.float32, call)
+
+
+def subjects() -> Iterator[Subject]:
+    """Every kernel, for a usual number of tasks and the largest of its configuration, in float32 and bfloat16.
+
+    What is left out: float16, which differs from bfloat16 by the instruction that converts it, and all other numbers of
+    tasks, between those that are here. Those are executed, see `test_execution`.
+    """
+    for dtype in (torch.float32, torch.bfloat16):
+        for op in ("sum_norms", "sum_moments"):
+            for tasks in (3, configs.FEW):
+                yield _sums(op, tasks, dtype, "features", (32, 256, 56, 56), wide=True)
+            yield _sums(op, configs.FEW, dtype, "odd", (32, 255, 7, 7), wide=False)
+    for tasks in (3, 64):
+        yield _gradnorm_update(tasks)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kernel, compiled for one machine."""
+
+    subject: Subject
+    machine: Machine
+    launch: Launch
+    registers: int  # of a thread
+    expected_registers: int | None  # what its configuration was chosen for
+    shared: int  # bytes
+    spills: int  # bytes of local memory of a thread
+    wide_loads: int
+    wide_stores: int
+    seconds: float  # of processor time, to compile it
+
+    @property
+    def warps(self) -> int:
+        return int(self.launch.kwargs.get("num_warps", 4))
+
+    @property
+    def resident(self) -> int:
+        """Programs that a processor holds at once."""
+        chip = self.machine.chip
+        by_shared = self.machine.shared // max(1, self.shared + RESERVED)
+        return min(configs.resident(chip, -(-self.registers // 8) * 8, self.warps), by_shared)
+
+    @property
+    def programs(self) -> int:
+        count = 1
+        for size in self.launch.grid:
+            count *= size
+        return count
+
+    def cells(self) -> tuple[str, ...]:
+        expected = "" if self.expected_registers is None else f" ({self.expected_registers})"
+        dtype = str(self.subject.dtype).removeprefix("torch.")
+        numbers = (f"{self.registers}{expected}", self.shared, self.spills, self.resident, self.programs)
+        names = (self.launch.name, self.subject.name, self.subject.tasks, dtype, self.machine.target)
+        return tuple(map(str, (*names, *numbers, f"{self.seconds:.1f}")))
+
+
+HEAD = (
+    *("kernel", "call", "T", "dtype", "target", "registers (expected)", "shared", "spills", "resident", "programs"),
+    "seconds",
+)
+
+_WIDE = r"\.(v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it has waited for: the assembler is one."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _compiled(launch: Launch, target: str) -> tuple[Any, float]:
+    """Compiled anew, and the seconds that it took."""
+    before = triton.knobs.compilation.always_compile
+    triton.knobs.compilation.always_compile = True
+    try:
+        start = _processor_seconds()
+        return launch.compiled(TARGETS[target]), _processor_seconds() - start
+    finally:
+        triton.knobs.compilation.always_compile = before
+
+
+def _number(text: str, name: str) -> int:
+    found = re.search(rf"{re.escape(name)}:? +(\d+)", text)
+    assert found is not None, name
+    return int(found.group(1))
+
+
+def line_of(subject: Subject, machine: Machine, launch: Launch, expected: int | None) -> Line:
+    """Compile one launch."""
+    compiled, seconds = _compiled(launch, machine.target)
+    dynamic = compiled.metadata.shared
+    if "amdgcn" in compiled.asm:
+        text = compiled.asm["amdgcn"]
+        registers, shared = _number(text, ".vgpr_count"), dynamic  # accumulation registers among them
+        # Registers may be spilled to other registers as well; this is the memory.
+        spills = _number(text, ".private_segment_fixed_size")
+        loads = len(re.findall(r"(global|buffer)_load_dwordx4", text))
+        stores = len(re.findall(r"(global|buffer)_store_dwordx4", text))
+    else:
+        used, text = usage(compiled), compiled.asm["ptx"]
+        kept = RESERVED if used.shared >= RESERVED else 0
+        registers, shared, spills = used.registers, used.shared - kept + dynamic, used.stack
+        # Volatile and relaxed loads are those of partial results.
+        loads = len(re.findall(r"ld\.global(?!\.relaxed)[.\w:]*" + _WIDE, text))
+        stores = len(re.findall(r"st\.global[.\w:]*" + _WIDE, text))
+    return Line(subject, machine, launch, registers, expected, shared, spills, loads, stores, seconds)
+
+
+def lines_of(subject: Subject, machine: Machine) -> list[Line]:
+    """The subject's launches on one machine, compiled for it; a kernel that is launched several times alike is one line."""
+    expected: list[int] = []
+    asked = configs.resident
+
+    def noted(chip: chips.Chip, registers: int, *rest: int) -> int:
+        expected.append(registers)
+        return asked(chip, registers, *rest)
+
+    with mock.patch.object(configs, "resident", noted):
+        launches = recorded(subject.call, machine.chip)
+    assert launches, f"{subject} launches nothing"
+    distinct = {(launch.name, str(launch.specialized(TARGETS[machine.target])[1:])): launch for launch in launches}
+    estimate = expected[-1] if expected else None
+    return [line_of(subject, machine, launch, estimate) for launch in distinct.values()]
+
+
+def report(match: str = "") -> Iterator[Line]:
+    """Every subject on every machine."""
+    for subject in subjects():
+        for machine in MACHINES:
+            if match in f"{subject}-{machine.target}":
+                yield from lines_of(subject, machine)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--match", default="", help="part of CALL-T3-float32-sm_80")
+    rows = [HEAD]
+    for line in report(parser.parse_args().match):
+        rows.append(line.cells())
+        print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

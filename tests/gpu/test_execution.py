@@ -1,0 +1,82 @@
+"""Every op of the Triton backend that has kernels, executed without a GPU and held against the reference.
+
+Twice: from TTIR, by ttsem, which sees accesses outside of tensors and races between programs; and from PTX, by the executor
+that FASTMTL_PTXEMU names, which also sees misaligned accesses, reads of what nobody wrote, races inside a program, and
+results that depend on the order of programs. Memory that nobody wrote holds NaN.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmtl import testing
+from fastmtl.backends import triton as backend
+from fastmtl.backends.triton import chips
+from tests.gpu.executing import ALL_CASES, SMALL, UNDER_TEST, WIDE, cases_under_test, executed_by_ttsem
+from tests.gpu.ptx import emulator, executed_as_ptx
+
+CPU = torch.device("cpu")
+CASES = cases_under_test()
+SEEDS = range(5 if ALL_CASES else 2)  # seed 0: programs in their order; others: in a random one
+
+
+def _by_turns() -> list[testing.Case]:
+    """The cases for the slower executor: each case of an op in one dtype, the dtypes taking turns from case to case.
+
+    Updates, which know one dtype and whose cases differ in their values alone, take every third case.
+    """
+    names: dict[str, list[str]] = {}
+    for case in CASES:
+        known = names.setdefault(case.op, [])
+        if case.name not in known:
+            known.append(case.name)
+    return [
+        case
+        for case in CASES
+        if ALL_CASES or names[case.op].index(case.name) % len(backend.DTYPES) == backend.DTYPES.index(case.dtype)
+    ]
+
+
+def _check(case: testing.Case) -> None:
+    outcome = testing.check(case, "triton", CPU)
+    assert outcome.passed, f"error {outcome.error} of the tolerance"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_from_ttir(case):
+    with chips.assume(SMALL), executed_by_ttsem():
+        _check(case)
+
+
+@pytest.mark.parametrize("case", _by_turns(), ids=str)
+def test_from_ptx(case):
+    with chips.assume(SMALL), executed_as_ptx(SEEDS):
+        _check(case)
+
+
+# The last program adds up the partial results of many, in groups.
+MANY = [case for case in CASES if "large" in case.name and case.dtype == torch.float32]
+
+
+@pytest.mark.parametrize("case", MANY, ids=str)
+def test_many_programs_from_ttir(case):
+    with chips.assume(WIDE), executed_by_ttsem():
+        _check(case)
+
+
+@pytest.mark.parametrize("case", MANY, ids=str)
+def test_many_programs_from_ptx(case):
+    with chips.assume(WIDE), executed_as_ptx(range(4)) as run:
+        _check(case)
+    assert any(launch.grid[0] > 32 for launch in run.launches), "one group of programs alone"
+
+
+@pytest.mark.parametrize("dtype", backend.DTYPES, ids=str)
+@pytest.mark.parametrize("op", UNDER_TEST)
+def test_every_op_is_executed_in_every_dtype(op, dtype):
+    """Nothing is left out by the rule of `_by_turns`."""
+    emulator()
+    dtypes = {case.dtype for case in CASES if case.op == op}
+    assert {case.dtype for case in _by_turns() if case.op == op} == dtypes
+    assert dtypes == set(backend.DTYPES) or dtypes == {torch.float32}
