@@ -11,10 +11,10 @@ from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import sums_many as kernels
 from fastmtl.backends.triton.launching import OPTIONS, rows_for
 from fastmtl.backends.triton.layout import width
-from fastmtl.backends.triton.rows import LEAST_ROWS, alike, columns_of, precision_of, rows_of, streaming_rows
+from fastmtl.backends.triton.rows import alike, columns_of, precision_of, rows_of, streaming_rows, warps_of
 from fastmtl.backends.triton.workspace import workspace
 
-CHUNK = LEAST_ROWS  # tasks that `sum_norms_many` reads at a time: as many loads of 16 bytes a thread are under way
+LOADS = 16  # of 16 bytes that each thread of `sum_norms_many` has under way: a row each
 
 
 def sum_norms_many(
@@ -44,8 +44,8 @@ def sum_norms_many(
     TASKS = rows_of(tasks)
     V = width(total)
     chip = chip_of(total.device)
-    K = 4 * chip.warp_size * V
-    config = configs.streaming(chip, CHUNK, -(-layout.positions // K), 128)
+    K = 4 * chip.warp_size * V * LOADS // TASKS
+    config = configs.streaming(chip, LOADS, -(-layout.positions // K), 128)
     partials, tickets = workspace(total.device, config.programs.partials(TASKS))
     alpha, lr, beta1, beta2, eps, min_weight = options
     kernels.sum_norms_many[(config.programs.count,)](
@@ -71,7 +71,6 @@ def sum_norms_many(
         min_weight,
         T=tasks,
         TASKS=TASKS,
-        CHUNK=CHUNK,
         RANK=layout.rank,
         K=K,
         V=V,
@@ -89,11 +88,13 @@ def sum_moments_many(total: Tensor, M: Tensor, Q: Tensor, tensors: Sequence[Tens
     tasks = len(tensors)
     (_, tensors), layout = alike(([total], tensors), by_sample=True)
     TASKS = rows_of(tasks)
-    K = columns_of(tensors)
+    # Both matrices and the sums over the samples stay in registers: 64 tasks need narrower tiles, or more warps.
+    K = columns_of(tensors) if TASKS < 64 else 32
+    warps = warps_of(TASKS) if TASKS < 64 or K < columns_of(tensors) else 8
     chip = chip_of(total.device)
     blocks = -(-layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
-    config = streaming_rows(chip, K, TASKS, tile_bytes, blocks * total.shape[0], 168, units=blocks)
+    config = streaming_rows(chip, K, warps, tile_bytes, blocks * total.shape[0], 168, units=blocks)
     partials, tickets = workspace(total.device, config.programs.partials(2 * TASKS * TASKS))
     kernels.sum_moments_many[(config.programs.count,)](
         tuple(tensors),

@@ -16,7 +16,6 @@ from fastmtl.backends.triton.kernels.rows import (
     store_columns,
     store_lower,
 )
-from fastmtl.backends.triton.kernels.tiles import repeated
 
 
 @triton.jit(do_not_specialize=["present", "programs", "group"])
@@ -43,7 +42,6 @@ def sum_norms_many(
     min_weight: tl.float64,
     T: tl.constexpr,
     TASKS: tl.constexpr,  # T as a power of two, at least 16
-    CHUNK: tl.constexpr,
     RANK: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -52,32 +50,20 @@ def sum_norms_many(
     STEP: tl.constexpr,  # whether GradNorm's update follows
     ADAM: tl.constexpr,
 ):
-    """Reads each gradient once and writes the sum once; the last program writes the norms, and makes GradNorm's step.
-
-    CHUNK tasks at a time, a group of V positions of all of them in each thread: sums over tasks stay in its registers.
-    """
+    """Reads each gradient once and writes the sum once; the last program writes the norms, and makes GradNorm's step."""
     i_program = tl.program_id(0)
-    CHUNKS: tl.constexpr = TASKS // CHUNK
-    squares = repeated(tl.zeros([CHUNK, K // V], tl.float32), CHUNKS)
+    p_grads = addresses(grads, T, TASKS)
+    m_task = present_rows(present, T, TASKS)
+    squares = tl.zeros([TASKS, K // V], tl.float32)
     for i_block in range(i_program, tl.cdiv(positions, K), programs):
         i_position = i_block.to(tl.int64) * K + tl.arange(0, K)
         m = row_mask(i_position, positions, V, VECTOR)
         o_grads = row_offsets(i_position, sizes, strides, RANK, V, VECTOR)
         o_total = row_offsets(i_position, sizes, total_strides, RANK, V, VECTOR)
-        total = tl.zeros([K], tl.float32)
-        added = ()
-        for c in tl.static_range(CHUNKS):
-            p_rows = addresses(grads, c * CHUNK, T, CHUNK)
-            m_rows = present_rows(present, c * CHUNK, T, CHUNK)
-            b_grads = load_rows(p_rows, grads[0], o_grads, m_rows, m, V, VECTOR).to(tl.float32)
-            total += tl.sum(b_grads, 0)
-            added = added + (squares[c] + tl.sum(tl.reshape(b_grads * b_grads, [CHUNK, K // V, V]), 2),)
-        squares = added
-        store_columns(p_total, o_total, total, m, V, VECTOR)
-    values = tl.zeros([CHUNKS, CHUNK], tl.float32)
-    for c in tl.static_range(CHUNKS):
-        values = tl.where(tl.arange(0, CHUNKS)[:, None] == c, tl.sum(squares[c], 1)[None, :], values)
-    values = tl.reshape(values, [TASKS])
+        b_grads = load_rows(p_grads, grads[0], o_grads, m_task, m, V, VECTOR).to(tl.float32)
+        store_columns(p_total, o_total, tl.sum(b_grads, 0), m, V, VECTOR)
+        squares += tl.sum(tl.reshape(b_grads * b_grads, [TASKS, K // V, V]), 2)
+    values = tl.sum(squares, 1)
     last, norms = finish(values, p_partials, p_tickets, i_program, programs, group, TASKS, ROWS)
     if last:
         i_task = tl.arange(0, TASKS)
@@ -115,8 +101,8 @@ def sum_moments_many(
 ):
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
     i_program = tl.program_id(0)
-    p_grads = addresses(grads, 0, T, TASKS)
-    m_task = present_rows(present, 0, T, TASKS)
+    p_grads = addresses(grads, T, TASKS)
+    m_task = present_rows(present, T, TASKS)
     q_sums = tl.zeros([TASKS, TASKS], tl.float32)
     m_sums = tl.zeros([TASKS, TASKS], tl.float32)
     for i_block in range(i_program, tl.cdiv(positions, K), programs):
@@ -134,7 +120,7 @@ def sum_moments_many(
             sample_sums += b_grads.to(tl.float32)
         m_sums = plus(m_sums, products(sample_sums, sample_sums, PRECISION), 1.0)
     SIZE: tl.constexpr = TASKS * TASKS
-    values = tl.reshape(tl.join(tl.reshape(q_sums, [SIZE]), tl.reshape(m_sums, [SIZE])), [2 * SIZE])
+    values = tl.reshape(tl.join(q_sums, m_sums), [2 * SIZE])
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * SIZE, ROWS)
     if last:
         q, m = tl.split(tl.reshape(values, [SIZE, 2]))
