@@ -138,7 +138,8 @@ def form_moments(
     CHECKED: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     BIAS: tl.constexpr,
-    PER_SAMPLE: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,  # whether Q is formed
+    BATCH: tl.constexpr,  # whether M is formed
     SLICED: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -157,6 +158,8 @@ def form_moments(
     PAIRS: tl.constexpr = T * (T + 1) // 2
     N: tl.constexpr = 32 * WARPS
     V: tl.constexpr = BI * BO // N
+    # Offsets and masks of many tasks are rather computed again than kept in registers.
+    LEAN: tl.constexpr = T > 6
     i_slice = i_program % slices
     i_tile = i_program // slices
     i_out = i_tile % tiles_out * BO + tl.arange(0, BO)
@@ -183,10 +186,10 @@ def form_moments(
 
     q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
     sums = repeated(tl.zeros([N, V], tl.float32), T)
-    for b in range(first_sample, last_sample):
+    for b in tl.range(first_sample, last_sample, disable_licm=LEAN):
         i_sample = b.to(tl.int64)
         tiles_of_sample = repeated(tl.zeros([BI, BO], tl.float32), T)
-        for i_first in range(first_position, last_position, BK):
+        for i_first in tl.range(first_position, last_position, BK, disable_licm=LEAN):
             i_position = i_first + tl.arange(0, BK)
             m_position = i_position < last_position
             at = coordinates(i_position, sizes, RANK)
@@ -216,10 +219,11 @@ def form_moments(
         flat = flat_tiles(tiles_of_sample, present, T, WARPS)
         if PER_SAMPLE:
             q_sums = add_products(q_sums, flat, flat, T)
-            added = ()
-            for k in tl.static_range(T):
-                added = added + (sums[k] + flat[k],)
-            sums = added
+            if BATCH:
+                added = ()
+                for k in tl.static_range(T):
+                    added = added + (sums[k] + flat[k],)
+                sums = added
         else:
             sums = flat
     i_pair = tl.arange(0, HALF)
@@ -229,12 +233,12 @@ def form_moments(
         last, values = finish(values, p_q_partials, p_q_tickets, i_program, programs, group, HALF, ROWS)
         if last:
             store_symmetric(p_Q, values, i_pair, T)
-    if SLICED:
+    if SLICED and BATCH:
         for k in tl.static_range(T):
             i_stored = (i_slice.to(tl.int64) * T + k) * tiles + i_tile
             o_stored = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
             tl.store(p_slices + i_stored * (N * V) + o_stored, sums[k])
-    else:
+    elif BATCH:
         values = products_of_tiles(sums, N, T, HALF)
         last, values = finish(values, p_partials, p_tickets, i_program, programs, group, HALF, ROWS)
         if last:
