@@ -40,6 +40,7 @@ class FormConfig:
     positions: int
     warps: int
     stages: int
+    lean: bool  # whether offsets are computed again rather than kept
 
     @property
     def options(self) -> dict[str, int]:
@@ -71,16 +72,17 @@ def form_config(
     held, registers = _held(tasks, per_sample)
     warps = min(4, max(1, power_of_two(rows) // 16))
     # A warp's 16 x 8 numbers are four of each thread. Of 32, a second 16 inputs read less than more outputs.
-    down = 2 if held == 32 and rows > 64 else 1
+    down = 2 if held == 32 and rows > 64 and not unfolded else 1
     # Short chains of products in tensor cores, as these truncate. Float32 operands are split, which takes registers.
-    most_positions = 16 if (bits == 32 or unfolded) and registers >= 64 else 32
+    most_positions = 16 if unfolded or (bits == 32 and registers >= 64) else 32
     return FormConfig(
         inputs=16 * warps * down,
-        outputs=min(2 * held // down, max(8, power_of_two(outputs))),
+        outputs=min(2 * held // down, 32, max(8, power_of_two(outputs))),
         positions=max(16, min(most_positions, power_of_two(positions))),
         warps=warps,
         # The loads of two steps under way; of one where products of pairs or split operands take the registers.
         stages=2 if tasks > _MANY and (per_sample or bits == 32) else 3,
+        lean=unfolded or tasks > _MANY,
     )
 
 

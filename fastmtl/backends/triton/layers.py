@@ -68,6 +68,11 @@ def _products(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
     return tuple(a * b for a, b in zip(left, right, strict=True))
 
 
+def _span(tensor: Tensor) -> int:
+    """How many elements lie between the first and the last."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor | None]:
     """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, by `kernels.form_moments`."""
     apart = per_sample and layer_configs.apart(len(operands.grads), operands.geometry.area > 1)
@@ -176,6 +181,8 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
         HALF=HALF,
         ROWS=rows_for(HALF),
         WARPS=config.warps,
+        LONG=tl.int64 if max(map(_span, (inputs, *grads))) >= 1 << 31 else tl.int32,
+        LEAN=config.lean,
         **config.options,
         **OPTIONS,
     )

@@ -24,11 +24,11 @@ def coordinates(i_position, sizes, RANK: tl.constexpr):
 
 
 @triton.jit
-def offsets(i_coordinates, strides, RANK: tl.constexpr):
-    """64-bit offsets of ``coordinates``."""
-    offset = i_coordinates[0].to(tl.int64) * strides[0]
+def offsets(i_coordinates, strides, RANK: tl.constexpr, LONG: tl.constexpr):
+    """Offsets of ``coordinates``, in integers of type LONG."""
+    offset = i_coordinates[0].to(LONG) * strides[0]
     for dim in tl.static_range(1, RANK):
-        offset += i_coordinates[dim].to(tl.int64) * strides[dim]
+        offset += i_coordinates[dim].to(LONG) * strides[dim]
     return offset
 
 
@@ -146,6 +146,8 @@ def form_moments(
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
+    LONG: tl.constexpr,  # int64, or int32 where no tensor reaches further
+    LEAN: tl.constexpr,  # whether offsets and masks are computed again rather than kept in registers
 ):
     """A program takes a tile [BI, BO] of all tasks' gradients, and all samples or a slice of them.
 
@@ -158,8 +160,6 @@ def form_moments(
     PAIRS: tl.constexpr = T * (T + 1) // 2
     N: tl.constexpr = 32 * WARPS
     V: tl.constexpr = BI * BO // N
-    # Offsets and masks of many tasks are rather computed again than kept in registers.
-    LEAN: tl.constexpr = T > 6
     i_slice = i_program % slices
     i_tile = i_program // slices
     i_out = i_tile % tiles_out * BO + tl.arange(0, BO)
@@ -170,7 +170,7 @@ def form_moments(
     channel, tap_d, tap_h, tap_w = tap_of(i_row, channels, area, kernel, CHANNELS_INNER)
     taps = (tap_d, tap_h, tap_w)
     p_rows = p_inputs + i_group * input_strides[1] + input_start
-    o_row = channel.to(tl.int64) * input_strides[2] + offsets(taps, tap_strides, 3)
+    o_row = channel.to(LONG) * input_strides[2] + offsets(taps, tap_strides, 3, LONG)
     if PER_SAMPLE:
         a_slice = tl.cdiv(samples, slices)
         first_sample = i_slice * a_slice
@@ -196,7 +196,11 @@ def form_moments(
             m = m_row[:, None] & m_position[None, :]
             if CHECKED[0] or CHECKED[1] or CHECKED[2]:
                 m = m & inside(at, taps, geometry, RANK, CHECKED)
-            p = p_rows + i_sample * input_strides[0] + (o_row[:, None] + offsets(at, position_strides, RANK)[None, :])
+            p = (
+                p_rows
+                + i_sample * input_strides[0]
+                + (o_row[:, None] + offsets(at, position_strides, RANK, LONG)[None, :])
+            )
             a = tl.load(p, mask=m, other=0.0).to(OPERAND)
             if BIAS:
                 a = tl.where((i_row == rows)[:, None], tl.full([1, 1], 1.0, OPERAND), a)
@@ -206,8 +210,8 @@ def form_moments(
             for k in tl.static_range(T):
                 own = grad_strides[0 if ALIKE else k]
                 o_grad = (
-                    offsets(at_grad, grad_position_strides[0 if ALIKE else k], GRAD_RANK)[:, None]
-                    + (i_out.to(tl.int64) * own[2])[None, :]
+                    offsets(at_grad, grad_position_strides[0 if ALIKE else k], GRAD_RANK, LONG)[:, None]
+                    + (i_out.to(LONG) * own[2])[None, :]
                 )
                 p = grads[k] + (i_sample * own[0] + i_group * own[1]) + o_grad
                 delta = tl.load(p, mask=m_grad & (((present >> k) & 1) != 0), other=0.0).to(OPERAND)
