@@ -95,7 +95,9 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
 
     operand = _OPERANDS.get(like.dtype, tl.float32) if inputs.dtype == like.dtype else tl.float32
     chip = chip_of(like.device)
-    config = layer_configs.form_config(tasks, operand.primitive_bitwidth, per_sample, rows + operands.bias, outputs, positions)
+    config = layer_configs.form_config(
+        tasks, operand.primitive_bitwidth, per_sample, rows + operands.bias, outputs, positions
+    )
     tiles_in, tiles_out = -(-(rows + operands.bias) // config.inputs), -(-outputs // config.outputs)
     tiles = groups * tiles_in * tiles_out
     parts = samples if per_sample else -(-positions // config.positions)

@@ -54,7 +54,9 @@ def inside(i_coordinates, taps, geometry, RANK: tl.constexpr, CHECKED: tl.conste
     m = (taps[0] >= 0)[:, None] & (i_coordinates[0] >= 0)[None, :]
     for dim in tl.static_range(3):
         if CHECKED[dim]:
-            at = (taps[dim] * dilations[dim] - pads[dim])[:, None] + (i_coordinates[RANK - 3 + dim] * steps[dim])[None, :]
+            at = (taps[dim] * dilations[dim] - pads[dim])[:, None] + (i_coordinates[RANK - 3 + dim] * steps[dim])[
+                None, :
+            ]
             m = m & (at >= 0) & (at < extents[dim])
     return m
 
@@ -189,9 +191,7 @@ def form_moments(
             m = m_row[:, None] & m_position[None, :]
             if CHECKED[0] or CHECKED[1] or CHECKED[2]:
                 m = m & inside(at, taps, geometry, RANK, CHECKED)
-            p = p_rows + i_sample * input_strides[0] + (
-                o_row[:, None] + offsets(at, position_strides, RANK)[None, :]
-            )
+            p = p_rows + i_sample * input_strides[0] + (o_row[:, None] + offsets(at, position_strides, RANK)[None, :])
             a = tl.load(p, mask=m, other=0.0).to(OPERAND)
             if BIAS:
                 a = tl.where((i_row == rows)[:, None], tl.full([1, 1], 1.0, OPERAND), a)
