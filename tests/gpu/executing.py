@@ -13,15 +13,29 @@ import torch
 from fastmtl import testing
 from fastmtl.backends import triton as backend
 from fastmtl.backends.contract import MAX_TASKS
-from fastmtl.backends.triton import chips, configs
+from fastmtl.backends.triton import chips
 from fastmtl.testing import Case
 from tests.gpu.launches import Launch
 
 # The ops that have kernels, and the most tasks that these take. An op is tested from the day that it has a line here.
 UNDER_TEST = {
-    "sum_norms": configs.FEW,
-    "sum_moments": configs.FEW,
+    "sum_norms": MAX_TASKS,
+    "sum_moments": MAX_TASKS,
+    "sum_norms_update": MAX_TASKS,
+    "sum_moments_update": MAX_TASKS,
+    "gram": MAX_TASKS,
+    "squared_norms": MAX_TASKS,
+    "weighted_sum": MAX_TASKS,
+    "weighted_sum_out": MAX_TASKS,
+    "cross_gram": MAX_TASKS,
+    "sample_gram": MAX_TASKS,
+    "linear_moments": MAX_TASKS,
+    "conv_moments": MAX_TASKS,
+    "embedding_moments": MAX_TASKS,
+    "norm_moments": MAX_TASKS,
+    "weigh": MAX_TASKS,
     "gradnorm_update": MAX_TASKS,
+    "gnr_update": MAX_TASKS,
 }
 
 # With few processors small cases have several programs, each with several blocks; with many, as many programs as blocks.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tests.gpu.launches import Launch, emulator_path, intercepted
 
@@ -67,7 +67,8 @@ class Run:
 
 
 def _storage(tensor: Tensor) -> np.ndarray[Any, Any]:
-    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    with _disable_current_modes():  # to `_Written` this would be a write
+        flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
     return flat.numpy()
 
 
