@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/*/*.cpp benchmarks/*.cpp)
 
-.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-report gpu-cases wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -47,6 +47,14 @@ bench-step: $(VENV)/.test
 bench-layers: $(VENV)/.test
 	$(BIN)/python -m benchmarks.layer_moments ratios $(ARGS)
 
+# Registers, spills, occupancy and compile times of the Triton kernels, for five GPUs; none is needed.
+gpu-report: $(VENV)/.test
+	$(BIN)/python -m tests.gpu.report $(ARGS)
+
+# Every case of the Triton kernels by both executors, with more orders of programs; `make test` takes a part, by a rule.
+gpu-cases: $(VENV)/.test
+	FASTMTL_ALL_CASES=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
+
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
 
@@ -65,9 +73,11 @@ $(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*/*.* 
 	touch $@
 
 # BackPACK, which the moments are compared with, asks for torchvision, which would replace torch: it works without.
+# ttsem, which executes Triton kernels without a GPU, asks for Python 3.12: it works on 3.11.
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,demo]'
 	$(BIN)/python -m pip install -q --no-deps backpack-for-pytorch==1.7.1 unfoldNd==0.2.3 einops==0.8.2
+	$(BIN)/python -m pip install -q --no-deps --ignore-requires-python ttsem==0.1.0
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.installed

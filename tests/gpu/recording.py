@@ -1,4 +1,4 @@
-"""Launches as a GPU would see them, recorded with fake CUDA tensors: nothing is allocated, and nothing can be read on the host."""
+"""Launches as a GPU would see them, recorded with fake CUDA tensors: no memory, and nothing can be read on the host."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def recorded(call: Callable[[], Any], chip: chips.Chip) -> list[Launch]:
         _Slices(),
         chips.assume(chip),
         mock.patch.object(layout, "aligned", _aligned),
-        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: True),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
+        mock.patch.object(torch.cuda, "current_device", return_value=0),
         intercepted(launches.append),
     ):
         call()

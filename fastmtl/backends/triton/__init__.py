@@ -40,91 +40,107 @@ def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str |
     return _unavailable(device.type)
 
 
-def _host(module: str) -> Any:
-    """A module of launches; importing it imports Triton."""
-    return importlib.import_module(f"fastmtl.backends.triton.{module}")
+def _device_of(arguments: Sequence[Any]) -> torch.device:
+    for argument in arguments:
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(item, Tensor):
+                return item.device
+    raise AssertionError("every op takes at least one tensor")
+
+
+def _run(module: str, op: str, *arguments: Any) -> Any:
+    """Call an op's launches (importing them imports Triton), with the device of its tensors as the current one."""
+    launch = getattr(importlib.import_module(f"fastmtl.backends.triton.{module}"), op)
+    device = _device_of(arguments)
+    if device.type == "cpu":  # executed without a GPU, by the tests
+        return launch(*arguments)
+    devices = torch.get_device_module(device.type)
+    if device.index == devices.current_device():
+        return launch(*arguments)
+    with devices.device(device):  # Triton launches on the current device
+        return launch(*arguments)
 
 
 def sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over tasks, Gram matrix M of the sums over dimension 0, and Q = B * sum_b of the per-sample Gram matrices."""
-    return _host("sums").sum_moments(grads)
+    return _run("sums", "sum_moments", grads)
 
 
 def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Sum over tasks and each task's squared Frobenius norm."""
-    return _host("sums").sum_norms(grads)
+    return _run("sums", "sum_norms", grads)
 
 
 def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Inner products of the T gradients, each a list of N tensors."""
-    return _host("lists").gram(tensors, tasks)
+    return _run("lists", "gram", tensors, tasks)
 
 
 def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Squared norms of the T gradients, each a list of N tensors."""
-    return _host("lists").squared_norms(tensors, tasks)
+    return _run("lists", "squared_norms", tensors, tasks)
 
 
 def weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
     """sum_k w_k g_k of T gradients, each a list of N tensors; N tensors."""
-    return _host("lists").weighted_sum(tensors, tasks, weights)
+    return _run("lists", "weighted_sum", tensors, tasks, weights)
 
 
 def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor, out: Sequence[Tensor]) -> None:
     """As `weighted_sum`, into ``out``; ``out[n]`` may be one of the gradients that it is the sum of."""
-    _host("lists").weighted_sum_out(tensors, tasks, weights, out)
+    _run("lists", "weighted_sum_out", tensors, tasks, weights, out)
 
 
 def cross_gram(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> Tensor:
     """Inner products of tensors of one shape: [len(left), len(right)]."""
-    return _host("products").cross_gram(left, right)
+    return _run("products", "cross_gram", left, right)
 
 
 def sample_gram(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor:
     """sum_b weights_b <g_kb, g_jb> of T gradients [B, ...]."""
-    return _host("products").sample_gram(grads, weights)
+    return _run("products", "sample_gram", grads, weights)
 
 
 def linear_moments(*arguments: Any) -> tuple[Tensor, Tensor]:
     """M and Q of a linear layer; arguments as of `fastmtl.backends.reference.linear_moments`."""
-    return _host("layers").linear_moments(*arguments)
+    return _run("layers", "linear_moments", *arguments)
 
 
 def conv_moments(*arguments: Any) -> tuple[Tensor, Tensor]:
     """M and Q of a convolution; arguments as of `fastmtl.backends.reference.conv_moments`."""
-    return _host("layers").conv_moments(*arguments)
+    return _run("layers", "conv_moments", *arguments)
 
 
 def embedding_moments(*arguments: Any) -> tuple[Tensor, Tensor]:
     """M and Q of an embedding; arguments as of `fastmtl.backends.reference.embedding_moments`."""
-    return _host("embedding").embedding_moments(*arguments)
+    return _run("embedding", "embedding_moments", *arguments)
 
 
 def norm_moments(*arguments: Any) -> tuple[Tensor, Tensor]:
     """M and Q of a norm layer; arguments as of `fastmtl.backends.reference.norm_moments`."""
-    return _host("norms").norm_moments(*arguments)
+    return _run("norms", "norm_moments", *arguments)
 
 
 def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
-    return _host("updates").weigh(losses, weights, present)
+    return _run("updates", "weigh", losses, weights, present)
 
 
 def gradnorm_update(*arguments: Any) -> None:
     """One step of GradNorm's weights; arguments as of `fastmtl.backends.reference.gradnorm_update`."""
-    _host("updates").gradnorm_update(*arguments)
+    _run("updates", "gradnorm_update", *arguments)
 
 
 def gnr_update(*arguments: Any) -> None:
     """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
-    _host("gnr").gnr_update(*arguments)
+    _run("gnr", "gnr_update", *arguments)
 
 
 def sum_norms_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor]:
     """`sum_norms` and `gradnorm_update` in one launch."""
-    return _host("sums").sum_norms_update(grads, *arguments)
+    return _run("sums", "sum_norms_update", grads, *arguments)
 
 
 def sum_moments_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`sum_moments` and `gnr_update` in one launch."""
-    return _host("sums").sum_moments_update(grads, *arguments)
+    return _run("sums", "sum_moments_update", grads, *arguments)

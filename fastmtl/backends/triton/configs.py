@@ -100,11 +100,15 @@ def by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int
     return _by_blocks(chip, tasks, positions, width, registers)
 
 
+def splits_of(programs: int, blocks: int, batch: int) -> int:
+    """Programs to share the samples of each block, where blocks alone are fewer than ``programs``; else 1."""
+    splits = min(programs // max(1, blocks), batch // LEAST_SAMPLES)
+    return splits if splits > 1 and blocks <= MOST_BLOCKS else 1
+
+
 @tunable
 def by_samples(chip: Chip, tasks: int, batch: int, positions: int, width: int, registers: int) -> TileConfig:
     """The same where blocks keep the memory busy; else the samples of each block are shared out as well."""
     config = _by_blocks(chip, tasks, positions, width, registers)
-    splits = min(wanted(chip, tasks, registers) // max(1, config.blocks), batch // LEAST_SAMPLES)
-    if splits < 2 or config.blocks > MOST_BLOCKS:
-        return config
-    return TileConfig(config.rows, config.blocks, Programs(config.blocks * splits), splits)
+    splits = splits_of(wanted(chip, tasks, registers), config.blocks, batch)
+    return config if splits == 1 else replace(config, programs=Programs(config.blocks * splits), splits=splits)

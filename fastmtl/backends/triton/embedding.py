@@ -102,7 +102,7 @@ def embedding_moments(
         N=config.columns,
         V=config.vector,
         BORDER_VECTOR=border_vector,
-        R=config.ahead,
+        R=min(2, config.ahead),
         W=chip.warp_size,
         PER_SAMPLE=per_sample,
         NARROW=narrow,

@@ -8,6 +8,7 @@ torch, some rows or pairs of positions at a time, and the kernels of `lists` and
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from fastmtl.backends.triton.launching import OPTIONS, Programs, filled, power_o
 from fastmtl.backends.triton.layout import merged
 from fastmtl.backends.triton.lists import gram
 from fastmtl.backends.triton.products import cross_gram, sample_gram
-from fastmtl.backends.triton.workspace import workspace
+from fastmtl.backends.triton.workspace import TICKETS, workspace
 
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # all else is multiplied as float32
 
@@ -39,7 +40,8 @@ class FusedLayerMoments(LayerMoments):
     def _of_factors(
         self, factors: Factors, way: str, per_sample: bool, form: Forming | None = None
     ) -> tuple[Tensor, Tensor]:
-        if isinstance(factors, (LinearFactors, ConvFactors)) and factors.sizes.tasks <= layer_configs.MOST_TASKS:
+        fits = layer_configs.fits(factors.sizes.tasks, per_sample, factors.formed())
+        if fits and isinstance(factors, (LinearFactors, ConvFactors)):
             form = functools.partial(form_moments, factors.operands())
         return super()._of_factors(factors, way, per_sample, form)
 
@@ -90,33 +92,40 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
     at_inputs = _Positions(sizes, ((inputs.stride(0), *_products(pixel_strides, steps)),))
     if not any(checked):
         at_inputs = at_inputs.joined()
-    at_grads = _Positions(sizes, tuple((grad.stride(0), *zeros, *grad.stride()[2:]) for grad in grads)).joined()
+    strides = tuple(dict.fromkeys(grad.stride() for grad in grads))
+    alike = len(strides) == 1
+    if not alike:
+        strides = tuple(grad.stride() for grad in grads)
+    at_grads = _Positions(sizes, tuple((own[0], *zeros, *own[2:]) for own in strides)).joined()
     positions = math.prod(sizes)
 
     operand = _OPERANDS.get(like.dtype, tl.float32) if inputs.dtype == like.dtype else tl.float32
     chip = chip_of(like.device)
-    config = layer_configs.form_config(tasks, operand.primitive_bitwidth, per_sample, rows + operands.bias, outputs, positions)
+    config = layer_configs.form_config(
+        tasks, operand.primitive_bitwidth, per_sample, rows + operands.bias, outputs, positions
+    )
     tiles_in, tiles_out = -(-(rows + operands.bias) // config.inputs), -(-outputs // config.outputs)
     tiles = groups * tiles_in * tiles_out
-    parts = samples if per_sample else -(-positions // config.positions)
-    slices = layer_configs.slices(chip, config, tiles, parts)
+    slices = layer_configs.slices(chip, config, tiles, samples, positions, per_sample)
     sliced = slices > 1
     programs = Programs(tiles * slices)
     HALF = max(2, power_of_two(tasks * (tasks + 1) // 2))
-    WIDTH = HALF * (per_sample + (not sliced))
-    tile = config.inputs * config.outputs
-    reducing = layer_configs.reducing(chip, config, tiles * tile)
-    partials = -(-max(programs.partials(WIDTH), reducing.partials(HALF)) // 4) * 4
-    memory, tickets = workspace(like.device, partials + (slices * tasks * tiles * tile if sliced else 0))
+    length = tiles * config.inputs * config.outputs
+    reducing = layer_configs.reducing(chip, config, length)
+    # Partial results of Q, then those of M or of the sum over slices, then the slices.
+    ends = list(itertools.accumulate((programs.partials(HALF), max(programs.partials(HALF), reducing.partials(HALF)))))
+    memory, tickets = workspace(like.device, ends[1] + (slices * tasks * length if sliced else 0))
     M, Q = (like.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
     kernels.form_moments[(programs.count,)](
         inputs,
         tuple(grads),
         M,
         Q,
-        memory[partials:] if sliced else memory,
+        memory[ends[1] :] if sliced else memory,
         memory,
         tickets,
+        memory[ends[0] :],
+        tickets[TICKETS // 2 :],
         present,
         samples,
         positions,
@@ -139,13 +148,14 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
         -sum(_products(pads, pixel_strides)),
         at_grads.sizes,
         at_grads.strides,
-        tuple((grad.stride(0), outputs * grad.stride(1), grad.stride(1)) for grad in grads),
+        tuple((own[0], outputs * own[1], own[1]) for own in strides),
         T=tasks,
         BI=config.inputs,
         BO=config.outputs,
         BK=config.positions,
         RANK=at_inputs.rank,
         GRAD_RANK=at_grads.rank,
+        ALIKE=alike,
         CHECKED=checked,
         CHANNELS_INNER=inputs.stride(1) == 1,
         BIAS=operands.bias,
@@ -154,19 +164,18 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
         OPERAND=operand,
         PRECISION=layer_configs.precision(),
         HALF=HALF,
-        WIDTH=WIDTH,
-        ROWS=rows_for(max(1, WIDTH)),
+        ROWS=rows_for(HALF),
         WARPS=config.warps,
         **config.options,
         **OPTIONS,
     )
     if sliced:
         kernels.slice_moments[(reducing.count,)](
-            memory[partials:],
+            memory[ends[1] :],
             M,
-            memory,
+            memory[ends[0] :],
             tickets,
-            tiles * tile,
+            length,
             slices,
             reducing.count,
             reducing.group,

@@ -71,11 +71,6 @@ class _Group:
     G: int
 
     @property
-    def layout(self) -> Layout | None:
-        """Of the one column that a launch with strides has."""
-        return self.columns[0].layout
-
-    @property
     def like(self) -> Tensor:
         """Any of the tensors."""
         return self.columns[0].tensors[0]
@@ -92,44 +87,38 @@ class _Group:
 
     @property
     def present(self) -> tuple[tuple[int, ...], ...]:
-        """G tuples of words of 32 bits, signed."""
+        """G tuples of words of 31 bits below a sign bit that is set."""
         words = []
         for column in self.columns:
             bits = sum(1 << k for k, here in enumerate(column.present) if here)
-            parts = [(bits >> shift) & 0xFFFFFFFF for shift in range(0, len(column.present), 32)]
-            words.append(tuple(part - (1 << 32) if part >> 31 else part for part in parts))
+            size, tasks = kernels.WORD.value, len(column.present)
+            words.append(tuple((bits >> shift) % (1 << size) - (1 << size) for shift in range(0, tasks, size)))
         return self._padded(words)
 
-    def _padded(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        return (*values, *values[:1] * (self.G - len(values)))
+    def _padded(self, values: list[Any]) -> tuple[Any, ...]:
+        return tuple(values + values[:1] * (self.G - len(values)))
 
-    def blocks(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """For blocks of ``size`` positions: how many the columns up to each have, and the positions in its last one."""
+    def blocks(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """For blocks of ``size`` positions: ``ends`` and ``tails`` as the kernels take them, and how many there are."""
         ends, tails, count = [], [], 0
         for column in self.columns:
             positions = column.tensors[0].numel()
             blocks = -(-positions // size)
             count += blocks
-            ends.append(count)
-            tails.append(positions - (blocks - 1) * size)
+            ends.append(count + 1)
+            tails.append(positions - (blocks - 1) * size + 1)
         ends += ends[-1:] * (self.G - len(ends))
-        return tuple(ends), self._padded(tails)
+        return tuple(ends), self._padded(tails), count
 
     @property
     def geometry(self) -> dict[str, Any]:
         """Arguments that say where positions lie."""
-        layout = self.layout
-        flat = layout is None
-        tasks = len(self.columns[0].tensors)
-        return {
-            "sizes": (1,) if flat else layout.sizes,
-            "strides": ((1,),) * tasks if flat else layout.strides[1:],
-            "T": tasks,
-            "G": self.G,
-            "RANK": 0 if flat else layout.rank,
-            "V": width(self.like),
-            "VECTOR": self.columns[0].vector,
-        }
+        column = self.columns[0]
+        tasks = len(column.tensors)
+        known = {"T": tasks, "G": self.G, "V": width(self.like), "VECTOR": column.vector}
+        if column.layout is None:
+            return {"sizes": (1,), "strides": ((1,),) * tasks, "RANK": 0} | known
+        return {"sizes": column.layout.sizes, "strides": column.layout.strides[1:], "RANK": column.layout.rank} | known
 
 
 def _groups(given: Sequence[_Column]) -> Iterator[_Group]:
@@ -198,8 +187,8 @@ def _registers(tasks: int, V: int) -> int:
 
 def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: int, registers: int) -> None:
     chip = chip_of(result.device)
-    ends, tails = group.blocks(4 * chip.warp_size * width(group.like))
-    config = configs.streaming(chip, result.shape[0], ends[-1], registers)
+    ends, tails, blocks = group.blocks(4 * chip.warp_size * width(group.like))
+    config = configs.streaming(chip, result.shape[0], blocks, registers)
     partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
     kernel[(config.programs.count,)](
         group.tensors,
@@ -212,7 +201,7 @@ def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: in
         int(accumulate),
         config.programs.count,
         config.programs.group,
-        ends[-1],
+        blocks,
         **group.geometry,
         N=config.rows,
         WIDTH=WIDTH,
@@ -225,17 +214,28 @@ def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: in
 def _gram_many(group: _Group, result: Tensor, accumulate: bool) -> None:
     chip, tasks, itemsize = chip_of(result.device), result.shape[0], group.like.element_size()
     shape = list_configs.gram_rows(chip, tasks, itemsize)
-    ends, tails = group.blocks(shape[1])
-    config = list_configs.gram_config(chip, tasks, itemsize, shape, ends[-1])
-    _many(lists_many.gram_many, group, result, accumulate, ends, tails, config, config.rows**2)
+    ends, tails, blocks = group.blocks(shape[1])
+    config = list_configs.gram_config(chip, tasks, itemsize, shape, blocks)
+    _many(
+        lists_many.gram_many,
+        group,
+        result,
+        accumulate,
+        ends,
+        tails,
+        blocks,
+        config,
+        config.rows**2,
+        PRECISION=list_configs.float32_products(chip),
+    )
 
 
 def _squared_norms_many(group: _Group, result: Tensor, accumulate: bool) -> None:
     chip, tasks, itemsize = chip_of(result.device), result.shape[0], group.like.element_size()
     shape = list_configs.norm_rows(chip, tasks, itemsize)
-    ends, tails = group.blocks(shape[1])
-    config = list_configs.norm_config(chip, tasks, itemsize, shape, ends[-1])
-    _many(lists_many.squared_norms_many, group, result, accumulate, ends, tails, config, config.rows)
+    ends, tails, blocks = group.blocks(shape[1])
+    config = list_configs.norm_config(chip, tasks, itemsize, shape, blocks)
+    _many(lists_many.squared_norms_many, group, result, accumulate, ends, tails, blocks, config, config.rows)
 
 
 def _many(
@@ -245,8 +245,10 @@ def _many(
     accumulate: bool,
     ends: tuple[int, ...],
     tails: tuple[int, ...],
+    blocks: int,
     config: list_configs.RowConfig,
     WIDTH: int,
+    **constants: Any,
 ) -> None:
     partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
     kernel[(config.programs.count,)](
@@ -260,11 +262,12 @@ def _many(
         int(accumulate),
         config.programs.count,
         config.programs.group,
-        ends[-1],
+        blocks,
         **group.geometry,
         T_PAD=config.rows,
         K=config.positions,
         ROWS=rows_for(WIDTH),
+        **constants,
         **config.options,
         **OPTIONS,
     )
@@ -289,11 +292,11 @@ def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tens
 
 
 def _weighted_sum(group: _Group, weights: Tensor) -> None:
-    chip, tasks = chip_of(weights.device), weights.shape[0]
+    chip, tasks, layout = chip_of(weights.device), weights.shape[0], group.columns[0].layout
     V = width(group.like)
-    ends, tails = group.blocks(4 * chip.warp_size * V)
+    ends, tails, blocks = group.blocks(4 * chip.warp_size * V)
     chunk = min(tasks, list_configs.CHUNK)
-    config = configs.streaming(chip, chunk, ends[-1], _registers(chunk, V))
+    config = configs.streaming(chip, chunk, blocks, _registers(chunk, V))
     kernels.weighted_sum[(config.programs.count,)](
         group.tensors,
         group.outs,
@@ -303,8 +306,8 @@ def _weighted_sum(group: _Group, weights: Tensor) -> None:
         ends,
         tails,
         config.programs.count,
-        ends[-1],
-        out_strides=(1,) if group.layout is None else group.layout.strides[0],
+        blocks,
+        out_strides=(1,) if layout is None else layout.strides[0],
         **group.geometry,
         C=chunk,
         N=config.rows,

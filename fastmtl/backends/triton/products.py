@@ -13,7 +13,16 @@ from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import products as kernels
 from fastmtl.backends.triton.launching import OPTIONS, filled, power_of_two, rows_for
 from fastmtl.backends.triton.layout import Layout, layout_of, readable, width
-from fastmtl.backends.triton.rows import LEAST_ROWS, alike, columns_of, dense_of, precision_of, rows_of, streaming_rows
+from fastmtl.backends.triton.rows import (
+    LEAST_ROWS,
+    alike,
+    columns_of,
+    dense_of,
+    precision_of,
+    rows_of,
+    streaming_rows,
+    warps_of,
+)
 from fastmtl.backends.triton.workspace import workspace
 
 FEW_PAIRS = 36  # products that fit the registers beside the tiles: those of `configs.FEW` tasks
@@ -107,7 +116,7 @@ def _cross_gram_many(
     if left[0].dtype != right[0].dtype and min(LEFT, RIGHT) > LEAST_ROWS:
         K = 32  # wider tiles in float32 would spill
     tile_bytes = K * (R * left[0].element_size() + T * right[0].element_size())
-    config = streaming_rows(chip, K, max(LEFT, RIGHT), tile_bytes, -(-layout.positions // K), 128)
+    config = streaming_rows(chip, K, warps_of(max(LEFT, RIGHT)), tile_bytes, -(-layout.positions // K), 128)
     partials, tickets = workspace(out.device, config.programs.partials(LEFT * RIGHT))
     kernels.cross_gram_many[(config.programs.count,)](
         tuple(left),
@@ -200,7 +209,7 @@ def _sample_gram_many(out: Tensor, grads: Sequence[Tensor], weights: Tensor, pre
         K = 32  # small samples share a tile, in float32: a wider one would spill
     P = min(K, power_of_two(-(-layout.positions // V)) * V)
     tiles = -(-batch // (K // P)) * -(-layout.positions // P)
-    config = streaming_rows(chip, K, TASKS, K * T * tensors[0].element_size(), tiles, 128)
+    config = streaming_rows(chip, K, warps_of(TASKS), K * T * tensors[0].element_size(), tiles, 128)
     partials, tickets = workspace(out.device, config.programs.partials(TASKS * TASKS))
     kernels.sample_gram_many[(config.programs.count,)](
         tuple(tensors),

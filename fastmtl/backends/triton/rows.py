@@ -50,18 +50,28 @@ def columns_of(tensors: Sequence[Tensor]) -> int:
 
 
 def streaming_rows(
-    chip: Chip, columns: int, rows: int, tile_bytes: int, tiles: int, registers: int, units: int | None = None
+    chip: Chip,
+    columns: int,
+    warps: int,
+    tile_bytes: int,
+    tiles: int,
+    registers: int,
+    units: int | None = None,
 ) -> RowConfig:
-    """Programs that read row tiles, as `configs.streaming`: a warp for each 16 of ``rows``, as the products have it.
+    """Programs that read row tiles, as `configs.streaming`.
 
     Partial results are as large as one or two tiles: a program has at least four tiles, and it takes whole ``units``.
     """
-    warps = rows // LEAST_ROWS
     wanted = -(-chip.bytes_in_flight // tile_bytes)
     # Loads are not always under way, see `configs.streaming`; no processor holds more than 16 of these by their memory.
     a_processor = min(resident(chip, registers, warps), 16, max(2, 2 * wanted))
     most = min(-(-tiles // 4), tiles if units is None else units)
     return RowConfig(columns, warps, Programs(max(1, min(most, chip.processors * a_processor))))
+
+
+def warps_of(rows: int) -> int:
+    """A warp for each 16 rows, as the products on tensor cores have it."""
+    return rows // LEAST_ROWS
 
 
 def precision_of(chip: Chip) -> str:

@@ -156,7 +156,8 @@ def embedding_config(
     chunks = total // along
     blocks = -(-groups // along)
     # Several loads of 16 bytes under way in each program; each row that is read ahead repeats the code of a row.
-    ahead = max(1, min(4, _less_or_equal_power(8 // tasks)))
+    # Where chunks are walked side by side, their indices take registers too.
+    ahead = 1 if chunks > 1 and tasks > 2 else max(1, min(4, _less_or_equal_power(6 // tasks)))
     flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
     registers = 64 + 2 * tasks * elements + ahead * tasks * elements * element_size // 4 + tasks * (tasks + 1)
     wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))

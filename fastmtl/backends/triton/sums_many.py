@@ -1,124 +1,102 @@
-"""Launches of the fork's ops for many tasks."""
+"""Launches of the fork's ops for many tasks: gradients as the rows of tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from fastmtl.backends.triton import configs
 from fastmtl.backends.triton.chips import chip_of
+from fastmtl.backends.triton.epilogues import GNRStep
+from fastmtl.backends.triton.inputs import Inputs
 from fastmtl.backends.triton.kernels import sums_many as kernels
 from fastmtl.backends.triton.launching import OPTIONS, rows_for
 from fastmtl.backends.triton.layout import width
-from fastmtl.backends.triton.rows import LEAST_ROWS, alike, columns_of, precision_of, rows_of, streaming_rows
+from fastmtl.backends.triton.rows import alike, columns_of, precision_of, rows_of, streaming_rows, warps_of
 from fastmtl.backends.triton.workspace import workspace
 
-CHUNK = LEAST_ROWS  # tasks that `sum_norms_many` reads at a time: as many loads of 16 bytes a thread are under way
+LOADS = 16  # of 16 bytes that each thread of `sum_norms_many` has under way: a row each
 
 
-def sum_norms_many(
-    total: Tensor,
-    norms: Tensor,
-    tensors: Sequence[Tensor],
-    present: int,
-    message: Tensor | None = None,
-    state: Sequence[Tensor] = (),
-    options: Sequence[float] = (0.0,) * 6,
-    adam: bool = False,
-) -> None:
-    """Into ``total``, which is dense, and ``norms`` [T]; with a ``message``, GradNorm's step follows.
+def _alike(inputs: Inputs, by_sample: bool) -> Inputs:
+    """The same with one layout for all gradients; those that lie differently are copied."""
+    (_, tensors), layout = alike(([inputs.total], inputs.tensors), by_sample)
+    return replace(inputs, tensors=tuple(tensors), layout=layout)
 
-    Args:
-        total: the sum.
-        norms: squared norms.
-        tensors: the gradients, with any in place of those that did not arrive.
-        present: their bits.
-        message: what the heads sent.
-        state: the ten tensors that `gradnorm_update` changes.
-        options: alpha, lr, beta1, beta2, eps and min_weight.
-        adam: whether the step is Adam's.
-    """
-    tasks = norms.numel()
-    (_, tensors), layout = alike(([total], tensors), by_sample=False)
-    TASKS = rows_of(tasks)
-    V = width(total)
-    chip = chip_of(total.device)
-    K = 4 * chip.warp_size * V
-    config = configs.streaming(chip, CHUNK, -(-layout.positions // K), 128)
+
+def sum_norms(inputs: Inputs, norms: Tensor, update: dict[str, Any]) -> None:
+    """Into ``inputs.total`` and ``norms`` [T]; ``update`` is what the kernel takes for GradNorm's step."""
+    inputs = _alike(inputs, by_sample=False)
+    total, TASKS, V, chip = inputs.total, rows_of(inputs.tasks), width(inputs.total), chip_of(inputs.total.device)
+    K = 4 * chip.warp_size * V * LOADS // TASKS
+    config = configs.streaming(chip, LOADS, -(-inputs.layout.positions // K), 128)
     partials, tickets = workspace(total.device, config.programs.partials(TASKS))
-    alpha, lr, beta1, beta2, eps, min_weight = options
     kernels.sum_norms_many[(config.programs.count,)](
-        tuple(tensors),
+        inputs.tensors,
         total,
         norms,
         partials,
         tickets,
-        present,
-        layout.positions,
-        config.programs.count,
-        config.programs.group,
-        layout.sizes,
-        layout.strides[1],
-        layout.strides[0],
-        norms if message is None else message,
-        tuple(state) if message is not None else (norms,) * 10,
-        alpha,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        min_weight,
-        T=tasks,
+        inputs.present,
+        **config.sharing,
+        **{**inputs.positions, "strides": inputs.layout.strides[1]},
+        **update,
+        T=inputs.tasks,
         TASKS=TASKS,
-        CHUNK=CHUNK,
-        RANK=layout.rank,
         K=K,
         V=V,
-        VECTOR=layout.vector,
         ROWS=rows_for(TASKS),
-        STEP=message is not None,
-        ADAM=adam,
         **config.options,
         **OPTIONS,
     )
 
 
-def sum_moments_many(total: Tensor, M: Tensor, Q: Tensor, tensors: Sequence[Tensor], present: int) -> None:
-    """Into ``total``, which is dense, ``M`` and ``Q`` [T, T]; ``tensors`` and ``present`` as of `sum_norms_many`."""
-    tasks = len(tensors)
-    (_, tensors), layout = alike(([total], tensors), by_sample=True)
-    TASKS = rows_of(tasks)
-    K = columns_of(tensors)
-    chip = chip_of(total.device)
-    blocks = -(-layout.positions // K)
+def sum_moments(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
+    """Into ``inputs.total``, ``M`` and ``Q`` [T, T], and the step of the GNR weights where there is one."""
+    inputs = _alike(inputs, by_sample=True)
+    total, tasks, TASKS = inputs.total, inputs.tasks, rows_of(inputs.tasks)
+    chip, batch, WIDTH = chip_of(total.device), total.shape[0], 2 * TASKS * TASKS
+    # Both matrices and the sums over the samples stay in registers: 64 tasks need narrower tiles, or more warps.
+    K = columns_of(inputs.tensors) if TASKS < 64 else 32
+    warps = warps_of(TASKS) if TASKS < 64 or K < columns_of(inputs.tensors) else 8
+    blocks = -(-inputs.layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
-    config = streaming_rows(chip, K, TASKS, tile_bytes, blocks * total.shape[0], 168, units=blocks)
-    partials, tickets = workspace(total.device, config.programs.partials(2 * TASKS * TASKS))
-    kernels.sum_moments_many[(config.programs.count,)](
-        tuple(tensors),
+    config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, 168)
+    splits = configs.splits_of(config.programs.count, blocks, batch)
+    if splits > 1:
+        kernel, programs = kernels.sum_moments_many_split, blocks * splits
+        sharing = {"splits": splits, "blocks": blocks}
+        numbers = (programs + blocks) * WIDTH + programs * TASKS * K
+    else:
+        config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, 168, units=blocks)
+        kernel, programs = kernels.sum_moments_many, config.programs.count
+        sharing = {"programs": programs, "group": config.programs.group}
+        numbers = config.programs.partials(WIDTH)
+    memory, tickets = workspace(total.device, step.scratch + numbers)
+    layout = {
+        **inputs.samples,
+        "strides": inputs.layout.strides[1],
+        "sample_stride": inputs.layout.sample_strides[1],
+    }
+    del layout["sample_strides"]
+    kernel[(programs,)](
+        inputs.tensors,
         total,
         M,
         Q,
-        partials,
+        memory[step.scratch :],
         tickets,
-        present,
-        total.shape[0],
-        layout.positions,
-        config.programs.count,
-        config.programs.group,
-        layout.sizes,
-        layout.strides[1],
-        layout.sample_strides[1],
-        layout.strides[0],
-        layout.sample_strides[0],
+        inputs.present,
+        **sharing,
+        **layout,
+        **step.arguments(M, memory[: step.scratch]),
         T=tasks,
         TASKS=TASKS,
-        RANK=layout.rank,
         K=K,
         V=width(total),
-        VECTOR=layout.vector,
-        ROWS=config.rows_for(2 * TASKS * TASKS),
+        ROWS=config.rows_for(WIDTH),
         PRECISION=precision_of(chip),
         **config.options,
         **OPTIONS,

@@ -299,7 +299,9 @@ def _joined_segment(
     if is_open & ~passes:
         count = _chunks_of(p_indices, p_order, i_chunk, index, sample, rows, sample_rows, length, W, BY_SAMPLE, NARROW)
         i_part = tl.arange(0, R)
-        parts = _parts_of(p_borders, i_chunk + i_part, i_level, 1, i_part < 1, o_group, columns, LEVELS, R, N, V, VECTOR, T)
+        parts = _parts_of(
+            p_borders, i_chunk + i_part, i_level, 1, i_part < 1, o_group, columns, LEVELS, R, N, V, VECTOR, T
+        )
         for i in range(0, count, R):
             i_next = i + i_part
             more = _parts_of(

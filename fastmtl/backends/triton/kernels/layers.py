@@ -54,7 +54,9 @@ def inside(i_coordinates, taps, geometry, RANK: tl.constexpr, CHECKED: tl.conste
     m = (taps[0] >= 0)[:, None] & (i_coordinates[0] >= 0)[None, :]
     for dim in tl.static_range(3):
         if CHECKED[dim]:
-            at = (taps[dim] * dilations[dim] - pads[dim])[:, None] + (i_coordinates[RANK - 3 + dim] * steps[dim])[None, :]
+            at = (taps[dim] * dilations[dim] - pads[dim])[:, None] + (i_coordinates[RANK - 3 + dim] * steps[dim])[
+                None, :
+            ]
             m = m & (at >= 0) & (at < extents[dim])
     return m
 
@@ -99,7 +101,9 @@ def form_moments(
     p_M,  # [T, T] float32
     p_Q,  # [T, T] float32: sum of the Gram matrices of samples
     p_slices,  # [slices, T, tiles, BI * BO] float32, where SLICED
-    p_partials,
+    p_q_partials,  # for Q
+    p_q_tickets,
+    p_partials,  # for M
     p_tickets,
     present,
     samples,
@@ -122,14 +126,15 @@ def form_moments(
     input_strides,  # sample, group, channel
     input_start,  # offset of the first element of the kernel at the first position
     grad_sizes,
-    grad_position_strides,  # of each task
-    grad_strides,  # sample, group, output of each task
+    grad_position_strides,  # of each task, or of all if ALIKE
+    grad_strides,  # sample, group, output, likewise
     T: tl.constexpr,
     BI: tl.constexpr,
     BO: tl.constexpr,
     BK: tl.constexpr,
     RANK: tl.constexpr,
     GRAD_RANK: tl.constexpr,
+    ALIKE: tl.constexpr,
     CHECKED: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     BIAS: tl.constexpr,
@@ -138,7 +143,6 @@ def form_moments(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     HALF: tl.constexpr,
-    WIDTH: tl.constexpr,  # numbers that a program contributes: HALF for Q and HALF for M, as far as they are formed
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
 ):
@@ -189,22 +193,21 @@ def form_moments(
             m = m_row[:, None] & m_position[None, :]
             if CHECKED[0] or CHECKED[1] or CHECKED[2]:
                 m = m & inside(at, taps, geometry, RANK, CHECKED)
-            p = p_rows + i_sample * input_strides[0] + (
-                o_row[:, None] + offsets(at, position_strides, RANK)[None, :]
-            )
+            p = p_rows + i_sample * input_strides[0] + (o_row[:, None] + offsets(at, position_strides, RANK)[None, :])
             a = tl.load(p, mask=m, other=0.0).to(OPERAND)
             if BIAS:
                 a = tl.where((i_row == rows)[:, None], tl.full([1, 1], 1.0, OPERAND), a)
             at_grad = coordinates(i_position, grad_sizes, GRAD_RANK)
             added = ()
+            m_grad = m_position[:, None] & m_out[None, :]
             for k in tl.static_range(T):
-                p_grad = grads[k] + (i_sample * grad_strides[k][0] + i_group * grad_strides[k][1])
+                own = grad_strides[0 if ALIKE else k]
                 o_grad = (
-                    offsets(at_grad, grad_position_strides[k], GRAD_RANK)[:, None]
-                    + (i_out.to(tl.int64) * grad_strides[k][2])[None, :]
+                    offsets(at_grad, grad_position_strides[0 if ALIKE else k], GRAD_RANK)[:, None]
+                    + (i_out.to(tl.int64) * own[2])[None, :]
                 )
-                m_grad = m_position[:, None] & m_out[None, :] & (((present >> k) & 1) != 0)
-                delta = tl.load(p_grad + o_grad, mask=m_grad, other=0.0).to(OPERAND)
+                p = grads[k] + (i_sample * own[0] + i_group * own[1]) + o_grad
+                delta = tl.load(p, mask=m_grad & (((present >> k) & 1) != 0), other=0.0).to(OPERAND)
                 # Tensor cores truncate as they add: they add up BK positions, the rest is rounded. Written as fma,
                 # as a product that is followed by a sum would become a product that accumulates.
                 part = tl.dot(a, delta, input_precision=PRECISION)
@@ -219,36 +222,23 @@ def form_moments(
             sums = added
         else:
             sums = flat
+    i_pair = tl.arange(0, HALF)
+    # Q is finished before M is begun: the registers hold the pairs of one of them.
     if PER_SAMPLE:
-        nothing = repeated(tl.zeros([N], tl.float32), HALF - PAIRS)
-        q_values = tl.sum(joined(q_sums + nothing, HALF), 0)
+        values = tl.sum(joined(q_sums + repeated(tl.zeros([N], tl.float32), HALF - PAIRS), HALF), 0)
+        last, values = finish(values, p_q_partials, p_q_tickets, i_program, programs, group, HALF, ROWS)
+        if last:
+            store_symmetric(p_Q, values, i_pair, T)
     if SLICED:
         for k in tl.static_range(T):
             i_stored = (i_slice.to(tl.int64) * T + k) * tiles + i_tile
             o_stored = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
             tl.store(p_slices + i_stored * (N * V) + o_stored, sums[k])
     else:
-        m_values = products_of_tiles(sums, N, T, HALF)
-
-    if WIDTH > 0:
-        if WIDTH == 2 * HALF:
-            values = tl.reshape(tl.trans(tl.join(q_values, m_values)), [WIDTH])
-        elif PER_SAMPLE:
-            values = q_values
-        else:
-            values = m_values
-        last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
+        values = products_of_tiles(sums, N, T, HALF)
+        last, values = finish(values, p_partials, p_tickets, i_program, programs, group, HALF, ROWS)
         if last:
-            i_pair = tl.arange(0, HALF)
-            if WIDTH == 2 * HALF:
-                halves = tl.reshape(values, [2, HALF])
-                is_q = tl.arange(0, 2)[:, None] == 0
-                store_symmetric(p_Q, tl.sum(tl.where(is_q, halves, 0.0), 0), i_pair, T)
-                store_symmetric(p_M, tl.sum(tl.where(is_q, 0.0, halves), 0), i_pair, T)
-            elif PER_SAMPLE:
-                store_symmetric(p_Q, values, i_pair, T)
-            else:
-                store_symmetric(p_M, values, i_pair, T)
+            store_symmetric(p_M, values, i_pair, T)
 
 
 @triton.jit(do_not_specialize=["slices", "programs", "group"])

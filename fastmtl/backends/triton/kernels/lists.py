@@ -3,6 +3,9 @@
 A launch takes G columns: T * G pointers by value, and where each column ends in the row of all blocks of the launch. Every
 program takes one run of that row, so it meets few columns and chooses their pointers rarely. Columns whose tensors lie
 alike are flat runs (``RANK`` 0); one whose tensors do not is a launch of its own, with sizes and strides.
+
+Triton makes a constant of every 1 in a tuple of integers, and a variant for each pattern of them: what changes from call
+to call is passed so that it is never 1.
 """
 
 import triton
@@ -64,7 +67,7 @@ def column_at(ends, i_block, G: tl.constexpr):
     i_column = i_block * 0
     for g in tl.static_range(G - 1):
         # Counting the ends that are passed would be made vector code, which reserves local memory.
-        i_column = tl.where(i_block >= ends[g], g + 1, i_column)
+        i_column = tl.where(i_block + 1 >= ends[g], g + 1, i_column)
     return i_column
 
 
@@ -80,14 +83,38 @@ def run_of(i_program, programs, blocks):
 def blocks_of(ends, tails, i_column, begin, end, BLOCK: tl.constexpr, G: tl.constexpr):
     """Of the run begin ... end: its first and last block within a column; and the positions of the column, int64.
 
-    ``tails`` are the positions in the last blocks: numbers that fit 32 bits for columns of any length.
+    ``tails``, the positions in the last blocks, fit 32 bits for columns of any length.
     """
     start = begin * 0
     for g in tl.static_range(1, G):
-        start = tl.where(i_column == g, ends[g - 1], start)
-    stop = chosen(ends, i_column, G)
-    positions = (stop - start - 1).to(tl.int64) * BLOCK + chosen(tails, i_column, G)
+        start = tl.where(i_column == g, ends[g - 1] - 1, start)
+    stop = chosen(ends, i_column, G) - 1
+    positions = (stop - start - 1).to(tl.int64) * BLOCK + chosen(tails, i_column, G) - 1
     return tl.maximum(begin, start) - start, tl.minimum(end, stop) - start, positions
+
+
+WORD = tl.constexpr(31)  # tasks in a word; its sign bit is set, so that it is never 1
+
+
+@triton.jit
+def chosen_words(present, i_column, WORDS: tl.constexpr, G: tl.constexpr):
+    """A tuple of words: bit i of the w-th says whether task w * WORD + i has a tensor in a column."""
+    out = ()
+    for w in tl.static_range(WORDS):
+        here = present[0][w]
+        for g in tl.static_range(1, G):
+            here = tl.where(i_column == g, present[g][w], here)
+        out = out + (here,)
+    return out
+
+
+@triton.jit
+def is_present(words, i_task, T: tl.constexpr, WORDS: tl.constexpr):
+    """Whether tasks (any shape; also past the last) have a tensor."""
+    bits = words[0]
+    for w in tl.static_range(1, WORDS):
+        bits = tl.where(i_task >= w * WORD, words[w], bits)
+    return (i_task < T) & (((bits >> (i_task % WORD)) & 1) != 0)
 
 
 @triton.jit
@@ -157,9 +184,9 @@ def gram_few(
     p_gram,  # [T, T] float32
     p_partials,
     p_tickets,
-    present,  # G tuples of one: a bit for each task
-    ends,  # G: the blocks of the columns up to here
-    tails,  # G: the positions in a column's last block
+    present,  # G tuples of words: a bit for each task, see `chosen_words`
+    ends,  # G: one more than the blocks of the columns up to here
+    tails,  # G: one more than the positions in a column's last block
     accumulate,  # whether to add to what an earlier launch left
     programs,
     group,
@@ -182,7 +209,7 @@ def gram_few(
     sums = repeated(tl.zeros([N], tl.float32), PAIRS)
     for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
         addresses = addresses_of(tensors, i_column, T, G)
-        bits = chosen_word(present, i_column, 0, G)
+        (bits,) = chosen_words(present, i_column, 1, G)
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
@@ -195,15 +222,6 @@ def gram_few(
         row, column = pair_of(i_pair, T)
         before = tl.load(p_gram + row * T + column, mask=(row < T) & (accumulate != 0), other=0.0)
         store_symmetric(p_gram, before + values, i_pair, T)
-
-
-@triton.jit
-def chosen_word(present, i_column, w: tl.constexpr, G: tl.constexpr):
-    """Bits 32 w ... 32 w + 31 of a column."""
-    out = present[0][w]
-    for g in tl.static_range(1, G):
-        out = tl.where(i_column == g, present[g][w], out)
-    return out
 
 
 @triton.jit(
@@ -250,7 +268,7 @@ def squared_norms_few(
     sums = repeated(tl.zeros([N], tl.float32), T)
     for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
         addresses = addresses_of(tensors, i_column, T, G)
-        bits = chosen_word(present, i_column, 0, G)
+        (bits,) = chosen_words(present, i_column, 1, G)
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
@@ -280,6 +298,24 @@ def address_in_chunk(tensors, i_column, i_chunk, j: tl.constexpr, T: tl.constexp
         for c in tl.static_range(1, (T + C - 1) // C):
             here = tl.where(i_chunk == c, tensors[g][c * C + j if c * C + j < T else T - 1].to(tl.int64), here)
         out = tl.where(i_column == g, here, out)
+    return out
+
+
+@triton.jit
+def here_in_chunk(words, i_chunk, T: tl.constexpr, C: tl.constexpr, WORDS: tl.constexpr):
+    """A tuple of C: whether task i_chunk * C + j has a tensor."""
+    out = ()
+    for j in tl.static_range(C):
+        out = out + (is_present(words, i_chunk * C + j, T, WORDS),)
+    return out
+
+
+@triton.jit
+def weights_in_chunk(p_weights, stride, here, i_chunk, C: tl.constexpr):
+    """A tuple of C: the weights of tasks i_chunk * C + j, float32; 0 for those without a tensor."""
+    out = ()
+    for j in tl.static_range(C):
+        out = out + (tl.load(p_weights + (i_chunk * C + j) * stride, mask=here[j], other=0.0).to(tl.float32),)
     return out
 
 
@@ -317,7 +353,7 @@ def weighted_sum(
     outs,  # G tensors; each may be one of its column
     p_weights,  # [T]
     weight_stride,
-    present,  # G tuples of words of 32 bits
+    present,
     ends,
     tails,
     programs,
@@ -336,34 +372,33 @@ def weighted_sum(
     """Reads each gradient once and writes the sum once; float32, in the order of the tasks."""
     i_program = tl.program_id(0)
     begin, end = run_of(i_program, programs, blocks)
-    WORDS: tl.constexpr = (T + 31) // 32
+    CHUNKS: tl.constexpr = (T + C - 1) // C
+    WORDS: tl.constexpr = (T + WORD - 1) // WORD
     element: tl.constexpr = outs[0].dtype
     for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
         out = out_address(outs, i_column, G)
-        word = chosen_word(present, i_column, 0, G)
-        high = word
-        if WORDS > 1:
-            high = chosen_word(present, i_column, 1, G)
+        words = chosen_words(present, i_column, WORDS, G)
+        if CHUNKS == 1:  # read once, not for each block
+            here = here_in_chunk(words, 0, T, C, WORDS)
+            weights = weights_in_chunk(p_weights, weight_stride, here, 0, C)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
             total = tl.zeros([N, V], tl.float32)
-            for i_chunk in range(0, (T + C - 1) // C):
+            for i_chunk in range(0, CHUNKS):
+                if CHUNKS > 1:
+                    here = here_in_chunk(words, i_chunk, T, C, WORDS)
+                    weights = weights_in_chunk(p_weights, weight_stride, here, i_chunk, C)
                 tiles = ()
-                weights = ()
                 for j in tl.static_range(C):
-                    i_task = i_chunk * C + j
-                    bits = tl.where(i_task < 32, word, high)
-                    is_here = (i_task < T) & (((bits >> (i_task % 32)) & 1) != 0)
                     address = address_in_chunk(tensors, i_column, i_chunk, j, T, C, G)
                     if RANK == 0:
                         p = pointers_at(address, element, i_block, sizes, sizes, RANK, N, V, VECTOR)
                     else:
                         own = strides_in_chunk(strides, i_chunk, j, T, C, RANK)
                         p = pointers_at(address, element, i_block, sizes, own, RANK, N, V, VECTOR)
-                    tiles = tiles + (tl.load(p, mask=m & is_here, other=0.0),)
-                    weights = weights + (tl.load(p_weights + i_task * weight_stride, mask=is_here, other=0.0),)
+                    tiles = tiles + (tl.load(p, mask=m & here[j], other=0.0),)
                 for j in tl.static_range(C):
-                    total = total + weights[j].to(tl.float32) * tiles[j].to(tl.float32)
+                    total = total + weights[j] * tiles[j].to(tl.float32)
             p = pointers_at(out, element, i_block, sizes, out_strides, RANK, N, V, VECTOR)
             tl.store(p, total.to(element.element_ty), mask=m)

@@ -4,7 +4,15 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish
-from fastmtl.backends.triton.kernels.lists import address_of, blocks_of, chosen_word, column_at, run_of
+from fastmtl.backends.triton.kernels.lists import (
+    WORD,
+    address_of,
+    blocks_of,
+    chosen_words,
+    column_at,
+    is_present,
+    run_of,
+)
 
 
 @triton.jit
@@ -21,10 +29,8 @@ def row_addresses(tensors, i_column, T: tl.constexpr, T_PAD: tl.constexpr, G: tl
 def row_present(present, i_column, T: tl.constexpr, T_PAD: tl.constexpr, G: tl.constexpr):
     """[T_PAD, 1]: which tasks have a tensor in a column."""
     i_row = tl.arange(0, T_PAD)[:, None]
-    word = chosen_word(present, i_column, 0, G)
-    if T > 32:
-        word = tl.where(i_row < 32, word, chosen_word(present, i_column, 1, G))
-    return (((word >> (i_row % 32)) & 1) != 0) & (i_row < T)
+    WORDS: tl.constexpr = (T + WORD - 1) // WORD
+    return is_present(chosen_words(present, i_column, WORDS, G), i_row, T, WORDS)
 
 
 @triton.jit
@@ -33,8 +39,7 @@ def row_offsets(i_position, sizes, strides, T: tl.constexpr, T_PAD: tl.constexpr
     i_row = tl.arange(0, T_PAD)[:, None]
     rest = i_position
     offset = tl.zeros([T_PAD, 1], tl.int64) + i_position * 0
-    for back in tl.static_range(RANK):
-        dim: tl.constexpr = RANK - 1 - back
+    for dim in tl.static_range(RANK - 1, -1, -1):
         own = tl.zeros([T_PAD, 1], tl.int64)
         for k in tl.static_range(T):
             own = tl.where(i_row == k, strides[k][dim], own)
@@ -78,21 +83,17 @@ def load_rows(
 
 
 @triton.jit
-def tile_products(x):
-    """x x^T of a short tile [T_PAD, K] in float32.
+def tile_products(x, PRECISION: tl.constexpr):
+    """x x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
 
-    Float32 values in three products of their tf32 parts. Tensor cores truncate what they add up, so the result is to be
-    added in ordinary float32 arithmetic: see `add_apart`.
+    Tensor cores truncate what they add up, so the result is to be added in ordinary float32 arithmetic: see `add_apart`.
     """
-    if x.dtype == tl.float32:
-        return tl.dot(x, tl.trans(x), input_precision="tf32x3")
-    else:
-        return tl.dot(x, tl.trans(x))
+    return tl.dot(x, tl.trans(x), input_precision=PRECISION)
 
 
 @triton.jit
 def add_apart(total, part):
-    """total + part, in a form that is not taken for a product that goes on adding to ``total``."""
+    """The sum, in a form that is not taken for a product that goes on adding to ``total``."""
     return tl.fma(part, tl.full(part.shape, 1.0, tl.float32), total)
 
 
@@ -133,6 +134,7 @@ def gram_many(
     V: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """As `lists.gram_few`."""
     i_program = tl.program_id(0)
@@ -158,7 +160,7 @@ def gram_many(
                 V,
                 VECTOR,
             )
-            sums = add_apart(sums, tile_products(x))
+            sums = add_apart(sums, tile_products(x, PRECISION))
     WIDTH: tl.constexpr = T_PAD * T_PAD
     values = tl.reshape(sums, [WIDTH])
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)

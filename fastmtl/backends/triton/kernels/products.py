@@ -110,10 +110,10 @@ def cross_gram_many(
 ):
     """Row tiles of both lists."""
     i_program = tl.program_id(0)
-    p_left = addresses(left, 0, R, LEFT)
-    p_right = addresses(right, 0, T, RIGHT)
-    m_left = present_rows(present_left, 0, R, LEFT)
-    m_right = present_rows(present_right, 0, T, RIGHT)
+    p_left = addresses(left, R, LEFT)
+    p_right = addresses(right, T, RIGHT)
+    m_left = present_rows(present_left, R, LEFT)
+    m_right = present_rows(present_right, T, RIGHT)
     sums = tl.zeros([LEFT, RIGHT], tl.float32)
     for i_block in range(i_program, tl.cdiv(positions, K), programs):
         i_position = i_block.to(tl.int64) * K + tl.arange(0, K)
@@ -225,8 +225,8 @@ def sample_gram_many(
     """
     i_program = tl.program_id(0)
     SAMPLES: tl.constexpr = K // P
-    p_grads = addresses(grads, 0, T, TASKS)
-    m_task = present_rows(present, 0, T, TASKS)
+    p_grads = addresses(grads, T, TASKS)
+    m_task = present_rows(present, T, TASKS)
     o_position = tl.arange(0, P).to(tl.int64)
     o_sample = tl.arange(0, SAMPLES).to(tl.int64)
     a_sample = tl.cdiv(positions, P)

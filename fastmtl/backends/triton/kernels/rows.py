@@ -7,19 +7,19 @@ from fastmtl.backends.triton.kernels.tiles import offsets_of
 
 
 @triton.jit
-def addresses(tensors, FIRST: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS] int64: where tensors begin, those from FIRST on of COUNT."""
-    i_row = FIRST + tl.arange(0, ROWS)
+def addresses(tensors, COUNT: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS] int64: where COUNT tensors begin."""
+    i_row = tl.arange(0, ROWS)
     out = tl.zeros([ROWS], tl.int64)
-    for k in tl.static_range(FIRST, min(FIRST + ROWS, COUNT)):
+    for k in tl.static_range(COUNT):
         out = tl.where(i_row == k, tensors[k].to(tl.int64), out)
     return out
 
 
 @triton.jit
-def present_rows(present, FIRST: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS]: the rows of tensors that arrived, those from FIRST on of COUNT."""
-    i_row = FIRST + tl.arange(0, ROWS)
+def present_rows(present, COUNT: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS]: the rows of tensors that arrived."""
+    i_row = tl.arange(0, ROWS)
     return (i_row < COUNT) & (((present.to(tl.int64) >> i_row.to(tl.int64)) & 1) != 0)
 
 
@@ -64,6 +64,12 @@ def store_columns(p_first, o_position, values, m_position, V: tl.constexpr, VECT
 
 
 @triton.jit
+def plus(total, part, factor):
+    """``total`` + ``part`` * ``factor``, apart from the tensor cores: an addition would be made part of the product."""
+    return tl.fma(part, tl.full(part.shape, factor, tl.float32), total)
+
+
+@triton.jit
 def products(left, right, PRECISION: tl.constexpr):
     """[rows of left, rows of right] inner products over K, a short chain on tensor cores, which truncate.
 
@@ -73,12 +79,6 @@ def products(left, right, PRECISION: tl.constexpr):
         return tl.dot(left.to(tl.float32), tl.trans(right.to(tl.float32)), input_precision=PRECISION)
     else:
         return tl.dot(left, tl.trans(right))
-
-
-@triton.jit
-def plus(total, part, factor):
-    """``total`` + ``part`` * ``factor``, apart from the tensor cores: an addition would be made part of the product."""
-    return tl.fma(part, tl.full(part.shape, factor, tl.float32), total)
 
 
 @triton.jit
