@@ -165,13 +165,57 @@ def test_a_column_without_gradients_has_a_sum_of_zeros() -> None:
 
 def test_patterns_of_lengths_alignment_and_missing_tasks_compile_nothing_new() -> None:
     found: list[Launch] = []
-    wide = torch.randn(4000)
+    wide = torch.randn(3, 4000)
     with intercepted(found.append):
-        for lengths, start in (([16, 33, 1], 0), ([1 << 12, 5, 999], 1), ([7, 8, 9], 2)):
+        for lengths, start in (([15, 33, 1], 0), ([1 << 12, 5, 999], 0), ([7, 8, 9], 1), ([1, 17, 64], 2)):
             grads: Grads = made(3, lengths)
-            grads[0] = wide[start : start + lengths[0]] if lengths[0] < 4000 else grads[0]
+            if start:  # the first column of every task lies badly
+                grads[::3] = [own[start : start + lengths[0]] for own in wide]
             grads[4] = None if start else grads[4]
             lists.gram([grad[:-1] if grad is not None and grad.numel() % 4 == 0 else grad for grad in grads], 3)
     keys = {str(launch.specialized(SM80)[1:]) for launch in found}
-    assert len(found) == 3
-    assert len(keys) == 1
+    assert len(found) == 6
+    assert len(keys) == 2  # many columns; one that lies badly
+
+
+class Shifted(Tensor):
+    """A tensor that says its memory starts ``shift`` bytes before it does."""
+
+    shift: int
+
+    def data_ptr(self) -> int:
+        return super().data_ptr() - self.shift
+
+
+def shifted(tensor: Tensor, shift: int) -> Tensor:
+    out = tensor.as_subclass(Shifted)
+    out.shift = shift
+    return out
+
+
+@pytest.mark.parametrize(("tasks", "block"), [(2, 512), (10, 32)])
+def test_positions_beyond_the_31st_bit(tasks: int, block: int) -> None:
+    """The end of a column of more than 2^31 positions: its launch, told that 2^31 positions came before those that are here."""
+    grads = [torch.randn(3 * block - 4) for _ in range(tasks)]
+    found: list[Launch] = []
+    with intercepted(found.append):
+        result = lists.gram([grad for own in grads for grad in (own[:4], own)], tasks)
+    (launch,) = found
+    names = [parameter.name for parameter in launch.kernel.params]
+    before = (1 << 31) // block
+    arguments = dict(zip(names, launch.args, strict=False))
+    columns = len(arguments["ends"])
+    tensors = tuple(shifted(grad, before * block * 4) for grad in grads)
+    arguments |= {
+        "tensors": (tensors,) * columns,
+        "ends": (2 * -before + 1,) + (2 * 3 + 1,) * (columns - 1),
+        "tails": (2 * (block - 4) + 1,) * columns,
+        "programs": 1,
+        "group": 1,
+        "blocks": 3,
+    }
+    launch = Launch(launch.kernel, (1,), tuple(arguments[name] for name in names[: len(launch.args)]), launch.kwargs)
+    with executed_as_ptx(seeds=(0, 1)):
+        launch.kernel.run(*launch.args, grid=launch.grid, warmup=False, **launch.kwargs)
+    exact = reference.gram([grad.double() for grad in grads], tasks)
+    torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-3)

@@ -87,12 +87,13 @@ class _Group:
 
     @property
     def present(self) -> tuple[tuple[int, ...], ...]:
-        """G tuples of words of 31 bits below a sign bit that is set."""
+        """G tuples of words: 30 bits between two that are set, see `kernels.lists`."""
         words = []
         for column in self.columns:
             bits = sum(1 << k for k, here in enumerate(column.present) if here)
             size, tasks = kernels.WORD.value, len(column.present)
-            words.append(tuple((bits >> shift) % (1 << size) - (1 << size) for shift in range(0, tasks, size)))
+            parts = ((bits >> shift) % (1 << size) for shift in range(0, tasks, size))
+            words.append(tuple(2 * part + 1 - (1 << 31) for part in parts))
         return self._padded(words)
 
     def _padded(self, values: list[Any]) -> tuple[Any, ...]:
@@ -105,8 +106,8 @@ class _Group:
             positions = column.tensors[0].numel()
             blocks = -(-positions // size)
             count += blocks
-            ends.append(count + 1)
-            tails.append(positions - (blocks - 1) * size + 1)
+            ends.append(2 * count + 1)
+            tails.append(2 * (positions - (blocks - 1) * size) + 1)
         ends += ends[-1:] * (self.G - len(ends))
         return tuple(ends), self._padded(tails), count
 
@@ -122,15 +123,20 @@ class _Group:
 
 
 def _groups(given: Sequence[_Column]) -> Iterator[_Group]:
-    """Columns that one launch can take: of one dtype, aligned alike; those with strides of their own one by one."""
-    alike: dict[tuple[torch.dtype, bool], list[_Column]] = {}
+    """Columns that one launch can take: of one dtype, aligned alike; those with strides of their own one by one.
+
+    The alignment of every pointer is part of what a kernel is compiled for.
+    """
+    alike: dict[tuple[torch.dtype, bool, tuple[bool, ...]], list[_Column]] = {}
     for column in given:
         if column.tensors[0].numel() == 0:
             continue
         if column.layout is not None:
             yield _Group([column], 1)
         else:
-            alike.setdefault((column.tensors[0].dtype, column.vector), []).append(column)
+            pointers = column.tensors if column.out is None else (*column.tensors, column.out)
+            alignment = () if column.vector else tuple(aligned(tensor) for tensor in pointers)
+            alike.setdefault((column.tensors[0].dtype, column.vector, alignment), []).append(column)
     for members in alike.values():
         most = list_configs.columns_of_launch(len(members[0].tensors))
         for start in range(0, len(members), most):

@@ -4,8 +4,8 @@ A launch takes G columns: T * G pointers by value, and where each column ends in
 program takes one run of that row, so it meets few columns and chooses their pointers rarely. Columns whose tensors lie
 alike are flat runs (``RANK`` 0); one whose tensors do not is a launch of its own, with sizes and strides.
 
-Triton makes a constant of every 1 in a tuple of integers, and a variant for each pattern of them: what changes from call
-to call is passed so that it is never 1.
+In tuples Triton compiles a variant for each pattern of ones and of multiples of 16, whatever ``do_not_specialize`` says:
+integers that change from call to call are passed as 2 x + 1, for x > 0 (``odd``).
 """
 
 import triton
@@ -67,7 +67,7 @@ def column_at(ends, i_block, G: tl.constexpr):
     i_column = i_block * 0
     for g in tl.static_range(G - 1):
         # Counting the ends that are passed would be made vector code, which reserves local memory.
-        i_column = tl.where(i_block + 1 >= ends[g], g + 1, i_column)
+        i_column = tl.where(i_block >= (ends[g] >> 1), g + 1, i_column)
     return i_column
 
 
@@ -87,13 +87,13 @@ def blocks_of(ends, tails, i_column, begin, end, BLOCK: tl.constexpr, G: tl.cons
     """
     start = begin * 0
     for g in tl.static_range(1, G):
-        start = tl.where(i_column == g, ends[g - 1] - 1, start)
-    stop = chosen(ends, i_column, G) - 1
-    positions = (stop - start - 1).to(tl.int64) * BLOCK + chosen(tails, i_column, G) - 1
+        start = tl.where(i_column == g, ends[g - 1] >> 1, start)
+    stop = chosen(ends, i_column, G) >> 1
+    positions = (stop - start - 1).to(tl.int64) * BLOCK + (chosen(tails, i_column, G) >> 1)
     return tl.maximum(begin, start) - start, tl.minimum(end, stop) - start, positions
 
 
-WORD = tl.constexpr(31)  # tasks in a word; its sign bit is set, so that it is never 1
+WORD = tl.constexpr(30)  # tasks in a word; its sign bit is set and its lowest, so that nothing is known of it
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def chosen_words(present, i_column, WORDS: tl.constexpr, G: tl.constexpr):
         here = present[0][w]
         for g in tl.static_range(1, G):
             here = tl.where(i_column == g, present[g][w], here)
-        out = out + (here,)
+        out = out + (here >> 1,)
     return out
 
 
@@ -185,8 +185,8 @@ def gram_few(
     p_partials,
     p_tickets,
     present,  # G tuples of words: a bit for each task, see `chosen_words`
-    ends,  # G: one more than the blocks of the columns up to here
-    tails,  # G: one more than the positions in a column's last block
+    ends,  # G, odd: the blocks of the columns up to here
+    tails,  # G, odd: the positions in a column's last block
     accumulate,  # whether to add to what an earlier launch left
     programs,
     group,
