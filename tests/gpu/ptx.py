@@ -45,9 +45,9 @@ def _teach_half_words(chunk: Any) -> None:
 
     def race(self: Any, address: Any, mask: Any, write: bool, same: Any = False) -> None:
         before = getattr(self, "half_words", None)
-        if write and before is not None and np.array_equal(before[1], mask):
-            if (address % 4 == 2).all() and np.array_equal(before[0] + 2, address):
-                same = True
+        second = write and before is not None and bool((address % 4 == 2).all())
+        if second and np.array_equal(before[1], mask) and np.array_equal(before[0] + 2, address):
+            same = True
         self.half_words = (address, mask) if write else None
         check(self, address, mask, write, same)
 

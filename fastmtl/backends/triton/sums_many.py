@@ -88,9 +88,11 @@ def sum_moments_many(total: Tensor, M: Tensor, Q: Tensor, tensors: Sequence[Tens
     tasks = len(tensors)
     (_, tensors), layout = alike(([total], tensors), by_sample=True)
     TASKS = rows_of(tasks)
-    # Both matrices and the sums over the samples stay in registers: 64 tasks need narrower tiles, or more warps.
-    K = columns_of(tensors) if TASKS < 64 else 32
-    warps = warps_of(TASKS) if TASKS < 64 or K < columns_of(tensors) else 8
+    K, warps = columns_of(tensors), warps_of(TASKS)
+    if (
+        TASKS == 64
+    ):  # both matrices and the sums over the samples stay in registers: narrower tiles, or they would spill
+        K, warps = K // 2, 4 if K == 64 else 8
     chip = chip_of(total.device)
     blocks = -(-layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
