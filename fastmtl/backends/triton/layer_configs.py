@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.configs import resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
@@ -46,11 +44,6 @@ class FormConfig:
     def options(self) -> dict[str, int]:
         """For the launch."""
         return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-def precision() -> str:
-    """How float32 is multiplied."""
-    return "ieee" if torch.version.hip else "tf32x3"
 
 
 def apart(tasks: int, unfolded: bool) -> bool:

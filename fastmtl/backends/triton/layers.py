@@ -29,6 +29,7 @@ from fastmtl.backends.triton.launching import OPTIONS, Programs, filled, power_o
 from fastmtl.backends.triton.layout import merged
 from fastmtl.backends.triton.lists import gram
 from fastmtl.backends.triton.products import cross_gram, sample_gram
+from fastmtl.backends.triton.rows import precision_of
 from fastmtl.backends.triton.workspace import TICKETS, workspace
 
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # all else is multiplied as float32
@@ -177,7 +178,7 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
         BATCH=batch,
         SLICED=sliced,
         OPERAND=operand,
-        PRECISION=layer_configs.precision(),
+        PRECISION=precision_of(chip),
         HALF=HALF,
         ROWS=rows_for(HALF),
         WARPS=config.warps,
