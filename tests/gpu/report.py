@@ -247,6 +247,7 @@ def line_of(subject: Subject, machine: Machine, launch: Launch, expected: int | 
         registers, shared, spills = used.registers, used.shared - kept + dynamic, used.stack
         # Volatile and relaxed loads are those of partial results.
         loads = len(re.findall(r"ld\.global(?!\.relaxed)[.\w:]*" + _WIDE, text))
+        loads += len(re.findall(r"cp\.async\.cg\.shared\.global", text))  # always of 16 bytes
         stores = len(re.findall(r"st\.global[.\w:]*" + _WIDE, text))
     return Line(subject, machine, launch, registers, expected, shared, spills, loads, stores, seconds)
 
