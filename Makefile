@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/*/*.cpp benchmarks/*.cpp)
 
-.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-report gpu-cases wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -46,6 +46,10 @@ bench-step: $(VENV)/.test
 # Moments of layers against the layers' own backward; `constants` instead of `ratios`: what the cost model assumes.
 bench-layers: $(VENV)/.test
 	$(BIN)/python -m benchmarks.layer_moments ratios $(ARGS)
+
+# On a machine with a GPU: checks and times everything, into one file; elsewhere it says that there is none.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
 # Registers, spills, occupancy and compile times of the Triton kernels, for five GPUs; none is needed.
 gpu-report: $(VENV)/.test

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.gpu_check.machine import Gpu
 from benchmarks.gpu_check.running import Scale, work
 from benchmarks.gpu_check.sections import SECTIONS
@@ -21,6 +23,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True, help="no item starts later")
     parser.add_argument("--lines", type=Path, required=True, help="the file to write to")
     arguments = parser.parse_args()
+    torch.set_num_threads(2)  # several children share the processor
     deadline = time.monotonic() + arguments.seconds
     with arguments.lines.open("a", buffering=1) as lines:
 

@@ -71,8 +71,8 @@ def _timed(make: Callable[[], Made], tasks: int, dtype: torch.dtype, scale: Scal
     errors: dict[str, str] = {}
     M, expected = problem.op()[0], problem.plain()
     error = float((M.float() - expected).abs().max() / expected.abs().max())
-    # The gradients that plain operations form are rounded to their dtype.
-    bound = 4 * torch.finfo(dtype).eps + 1e-3
+    # The gradients that plain operations form are rounded to their dtype, and convolutions in float32 use TF32.
+    bound = 4 * torch.finfo(dtype).eps + 5e-3
     wrong = None if error <= bound else f"M differs from formed gradients by {error:.2e} of the largest number"
     variants: dict[str, Call] = {
         "backward": problem.backward,

@@ -81,6 +81,8 @@ def sum_cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
     yield case("T3-large", 3, (2, 70001), "contiguous")
     yield case("T10-large", 10, (8, 40, 33, 5), "channels_last")
     yield case("T3-vector", 3, (129,), "contiguous")
+    yield case("T3-many-samples", 3, (256, 41), "contiguous")
+    yield case("T10-many-samples", 10, (128, 72), "contiguous")
     yield case("T3-one-sample", 3, (1, 100), "contiguous")
     yield case("T3-empty-batch", 3, (0, 5), "contiguous")
     yield case("T3-empty-sample", 3, (5, 0), "contiguous")

@@ -7,6 +7,7 @@ gradients are read.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -41,6 +42,12 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _by_turns() -> Callable[[Tensor], Tensor]:
+    """Every other tensor with channels last."""
+    forms = itertools.cycle((_same, _channels_last))
+    return lambda tensor: next(forms)(tensor)
 
 
 def _embedding(
@@ -125,6 +132,7 @@ NORMS = [
     _norm("odd-images", (3, 5, 7, 7), [1], BF16),
     _norm("long", (2, 3, 1000), [1]),
     _norm("channels-last", (3, 16, 7, 7), [1], BF16, laid_out=_channels_last),
+    _norm("mixed", (3, 6, 7, 5), [1], tasks=4, laid_out=_by_turns()),
     _norm("transposed", (6, 5, 16), [2], BF16, laid_out=_transposed),
     _norm("sliced", (4, 3, 17), [2], laid_out=_sliced),
     _norm("last-two-apart", (4, 6, 5, 8), [1, 3]),

@@ -45,10 +45,7 @@ def _real(index: int, type: str) -> Chip:
     if type != "cuda":
         return Chip("unknown", 128)
     properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        like = MI300X
-    else:
-        like = _BY_CAPABILITY.get(properties.major, B200)
+    like = MI300X if torch.version.hip else _BY_CAPABILITY.get(properties.major, B200)
     return Chip(
         properties.name,
         properties.multi_processor_count,

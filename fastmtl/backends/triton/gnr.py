@@ -22,8 +22,8 @@ def scratch_size(tasks: int) -> int:
 
 
 def warps(tasks: int) -> int:
-    """One while a thread holds at most 8 numbers of a tile: no step then waits for other warps; 16 numbers above."""
-    return 1 if tasks <= 16 else width(tasks) ** 2 // 512
+    """Some 8 numbers of a tile a thread, and one warp where these are two: no step then waits for other warps."""
+    return 1 if tasks <= 8 else 4 if tasks <= 32 else 8
 
 
 def gnr_update(

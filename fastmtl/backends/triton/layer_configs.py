@@ -16,6 +16,7 @@ _MOST_TILES = 1 << 17  # their tickets fit the workspace twice: those of Q and t
 # Registers of a thread for tiles. With 80, with those of the pairs' products and of one tile's operands, the kernels
 # keep within 255 and nothing is spilled.
 _REGISTERS = 80
+_MANY = 6  # tasks whose 28 and more pairs take as many registers as their tiles
 
 
 def _held(tasks: int, per_sample: bool) -> tuple[int, int]:
@@ -39,6 +40,7 @@ class FormConfig:
     positions: int
     warps: int
     stages: int
+    lean: bool  # whether offsets are computed again rather than kept
 
     @property
     def options(self) -> dict[str, int]:
@@ -51,8 +53,18 @@ def precision() -> str:
     return "ieee" if torch.version.hip else "tf32x3"
 
 
-def form_config(tasks: int, bits: int, per_sample: bool, rows: int, outputs: int, positions: int) -> FormConfig:
-    """The tile of T tasks' gradients, of operands with ``bits``.
+def apart(tasks: int, unfolded: bool) -> bool:
+    """Whether M and Q are formed one after the other.
+
+    The sums over samples, the products of pairs and the many offsets of unfolded inputs are more than the registers hold.
+    """
+    return tasks > _MANY and unfolded
+
+
+def form_config(
+    tasks: int, bits: int, per_sample: bool, unfolded: bool, rows: int, outputs: int, positions: int
+) -> FormConfig:
+    """The tile of T tasks' gradients, of operands with ``bits``, ``unfolded`` by a kernel of more than one element.
 
     Each warp has 16 of the inputs, so that every thread holds parts of the same rows and columns of all tasks' tiles, and
     four have 64, which suits the instructions of all chips. What is left of the registers decides on the outputs.
@@ -60,16 +72,17 @@ def form_config(tasks: int, bits: int, per_sample: bool, rows: int, outputs: int
     held, registers = _held(tasks, per_sample)
     warps = min(4, max(1, power_of_two(rows) // 16))
     # A warp's 16 x 8 numbers are four of each thread. Of 32, a second 16 inputs read less than more outputs.
-    down = 2 if held == 32 and rows > 64 else 1
+    down = 2 if held == 32 and rows > 64 and not unfolded else 1
     # Short chains of products in tensor cores, as these truncate. Float32 operands are split, which takes registers.
-    most_positions = 16 if bits == 32 and registers >= 64 else 32
+    most_positions = 16 if unfolded or (bits == 32 and registers >= 64) else 32
     return FormConfig(
         inputs=16 * warps * down,
-        outputs=min(2 * held // down, max(8, power_of_two(outputs))),
+        outputs=min(2 * held // down, 32, max(8, power_of_two(outputs))),
         positions=max(16, min(most_positions, power_of_two(positions))),
         warps=warps,
-        # The loads of two steps under way; of one where the products of pairs take the registers.
-        stages=2 if per_sample and tasks > 6 else 3,
+        # The loads of two steps under way; of one where products of pairs or split operands take the registers.
+        stages=2 if tasks > _MANY and (per_sample or bits == 32) else 3,
+        lean=unfolded or tasks > _MANY,
     )
 
 

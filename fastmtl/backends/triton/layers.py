@@ -68,12 +68,26 @@ def _products(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
     return tuple(a * b for a, b in zip(left, right, strict=True))
 
 
+def _span(tensor: Tensor) -> int:
+    """How many elements lie between the first and the last."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor | None]:
     """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, by `kernels.form_moments`."""
+    apart = per_sample and layer_configs.apart(len(operands.grads), operands.geometry.area > 1)
+    M, Q = _launch(operands, per_sample, batch=not apart)
+    if apart:
+        M, _ = _launch(operands, per_sample=False, batch=True)
+    return M, Q if per_sample else None
+
+
+def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, Tensor]:
+    """M if ``batch`` is set, and sum_b <c_kb, c_jb> if ``per_sample`` is; what is not formed is uninitialised."""
     inputs, geometry, groups = operands.inputs, operands.geometry, operands.groups
     grads, present = filled(operands.grads)
     like, tasks = grads[0], len(grads)
-    batch, places = inputs.shape[0], tuple(like.shape[2:])
+    places = tuple(like.shape[2:])
     channels, outputs = inputs.shape[1] // groups, like.shape[1] // groups
     rows = channels * geometry.area
 
@@ -86,7 +100,7 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
     tap_strides = _products(pixel_strides[-3:], (*ones, *geometry.dilation)[-3:])
     checked = (*(False,) * lead, *(any(pair) for pair in geometry.padding))[-3:]
     # Without a sum for each sample the samples are one more dimension of the positions.
-    samples, outer = (batch, 1) if per_sample else (1, batch)
+    samples, outer = (inputs.shape[0], 1) if per_sample else (1, inputs.shape[0])
     sizes = (outer, *ones, *places)
     steps = (*ones, *geometry.stride)
     at_inputs = _Positions(sizes, ((inputs.stride(0), *_products(pixel_strides, steps)),))
@@ -102,7 +116,7 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
     operand = _OPERANDS.get(like.dtype, tl.float32) if inputs.dtype == like.dtype else tl.float32
     chip = chip_of(like.device)
     config = layer_configs.form_config(
-        tasks, operand.primitive_bitwidth, per_sample, rows + operands.bias, outputs, positions
+        tasks, operand.primitive_bitwidth, per_sample, geometry.area > 1, rows + operands.bias, outputs, positions
     )
     tiles_in, tiles_out = -(-(rows + operands.bias) // config.inputs), -(-outputs // config.outputs)
     tiles = groups * tiles_in * tiles_out
@@ -114,14 +128,14 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
     reducing = layer_configs.reducing(chip, config, length)
     # Partial results of Q, then those of M or of the sum over slices, then the slices.
     ends = list(itertools.accumulate((programs.partials(HALF), max(programs.partials(HALF), reducing.partials(HALF)))))
-    memory, tickets = workspace(like.device, ends[1] + (slices * tasks * length if sliced else 0))
+    memory, tickets = workspace(like.device, ends[1] + (slices * tasks * length if sliced and batch else 0))
     M, Q = (like.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
     kernels.form_moments[(programs.count,)](
         inputs,
         tuple(grads),
         M,
         Q,
-        memory[ends[1] :] if sliced else memory,
+        memory[ends[1] :] if sliced and batch else memory,
         memory,
         tickets,
         memory[ends[0] :],
@@ -160,16 +174,19 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
         CHANNELS_INNER=inputs.stride(1) == 1,
         BIAS=operands.bias,
         PER_SAMPLE=per_sample,
+        BATCH=batch,
         SLICED=sliced,
         OPERAND=operand,
         PRECISION=layer_configs.precision(),
         HALF=HALF,
         ROWS=rows_for(HALF),
         WARPS=config.warps,
+        LONG=tl.int64 if max(map(_span, (inputs, *grads))) >= 1 << 31 else tl.int32,
+        LEAN=config.lean,
         **config.options,
         **OPTIONS,
     )
-    if sliced:
+    if sliced and batch:
         kernels.slice_moments[(reducing.count,)](
             memory[ends[1] :],
             M,
@@ -186,7 +203,7 @@ def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor |
             num_warps=config.warps,
             **OPTIONS,
         )
-    return M, Q if per_sample else None
+    return M, Q
 
 
 _layers = FusedLayerMoments(Primitives(gram, cross_gram, sample_gram))

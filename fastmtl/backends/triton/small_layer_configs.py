@@ -155,11 +155,14 @@ def embedding_config(
     along = min(total, power_of_two(groups))
     chunks = total // along
     blocks = -(-groups // along)
-    # Several loads of 16 bytes under way in each program; each row that is read ahead repeats the code of a row.
-    # Where chunks are walked side by side, their indices take registers too.
-    ahead = 1 if chunks > 1 and tasks > 2 else max(1, min(4, _less_or_equal_power(6 // tasks)))
+    # Loads under way in each program. A row that is read ahead takes registers, beside the sums at most a quarter of them,
+    # and repeats the code of a row; where chunks are walked side by side, their indices take registers too.
+    sums, row = 2 * tasks * elements, tasks * elements * element_size // 4
+    ahead = _less_or_equal_power(max(1, min(4, 6 // tasks, (64 - sums) // row)))
+    if chunks > 1 and tasks > 2:
+        ahead = 1
     flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
-    registers = 64 + 2 * tasks * elements + ahead * tasks * elements * element_size // 4 + tasks * (tasks + 1)
+    registers = 64 + sums + ahead * row + tasks * (tasks + 1)
     wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))
     length = max(LEAST_LENGTH, _less_or_equal_power(rows * blocks // (wanted * chunks)))
     count = -(-rows // (length * chunks)) * blocks

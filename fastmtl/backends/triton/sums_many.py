@@ -60,7 +60,7 @@ def sum_moments(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     chip, batch, WIDTH = chip_of(total.device), total.shape[0], 2 * TASKS * TASKS
     # Both matrices and the sums over the samples stay in registers: 64 tasks need narrower tiles, or more warps.
     K = columns_of(inputs.tensors) if TASKS < 64 else 32
-    warps = warps_of(TASKS) if TASKS < 64 or K < columns_of(inputs.tensors) else 8
+    warps = warps_of(TASKS) if TASKS < 64 or columns_of(inputs.tensors) > K else 8
     blocks = -(-inputs.layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
     config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, 168)

@@ -47,13 +47,42 @@ def _noise_left(p_scratch, active, accumulation, P: tl.constexpr):
 
 
 @triton.jit
+def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T: tl.constexpr, P: tl.constexpr):
+    """S and the noise of a micro-batch, in units that make the diagonal of their sum 1, transposed, go to R and E.
+
+    Returns the units [P], the tasks to weigh, and whether all is finite. ``measured``: else M is S, and there is no noise.
+    """
+    row, column, o = square(P)
+    i = tl.arange(0, P)
+    o_diagonal = i * (T + 1)
+    share = tl.load(p_shares + o_diagonal, mask=present, other=1.0)
+    o_signal = tl.where(measured, 0, 2 * T * T)
+    signal = tl.load(p_averages + (o_signal + o_diagonal), mask=present, other=0.0) / share
+    alone = tl.load(p_averages + (T * T + o_diagonal), mask=present, other=0.0) / share
+    kept = measured & ~(alone <= _ROUNDING * (signal + alone))  # the rest is rounding; S + C is Q
+    second = signal + tl.where(kept, alone / samples, 0.0)
+    active = present & (second > 0)
+    d = 1 / tl.sqrt(tl.where(active, second, 1.0))
+    pairs = active[:, None] & active[None, :]
+    o_average = column * T + row
+    units = d[:, None] * d[None, :] / tl.load(p_shares + o_average, mask=pairs, other=1.0)
+    R = tl.load(p_averages + (o_signal + o_average), mask=pairs, other=0.0) * units
+    tl.store(p_scratch + o, R)
+    pairs = pairs & kept[:, None] & kept[None, :]
+    E = tl.load(p_averages + (T * T + o_average), mask=pairs, other=0.0) / samples * units
+    tl.store(p_scratch + P * P + o, E)
+    return d, active, _all_pairs(_is_finite(R) & _is_finite(E))
+
+
+@triton.jit
 def _update_weights(
     p_weights,
+    p_averages,
+    p_shares,
     p_scratch,
-    S,  # [P, P] float64: the signal, and the noise of a micro-batch
-    noise,
-    has_noise,
     present,
+    measured,  # whether the noise is
+    samples,
     accumulation,
     step,
     floor,
@@ -62,28 +91,19 @@ def _update_weights(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
 ):
-    """A step of the weights towards the best ones; none where the averages are not finite."""
-    row, column, o = square(P)
+    """A step of the weights towards the best ones for the averages; none where these are not finite."""
+    _, _, o = square(P)
     i = tl.arange(0, P)
-    second = _diagonal(S + noise, 1, P)
-    active = present & (second > 0)
-    pairs = active[:, None] & active[None, :]
-    d = 1 / tl.sqrt(tl.where(active, second, 1.0))
-    R = tl.where(pairs, S * d[:, None] * d[None, :], 0.0)
-    E = tl.where(pairs, noise * d[:, None] * d[None, :], 0.0)
-    if _all_pairs(_is_finite(R) & _is_finite(E)):
-        tl.store(p_scratch + o, tl.trans(R))
-        tl.store(p_scratch + P * P + o, tl.trans(E))
-        tl.debug_barrier()
+    d, active, sound = _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T, P)
+    tl.debug_barrier()
+    if sound:
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
             left = _noise_left(p_scratch, active, accumulation, P)
-        # Numerators in units of S + noise.
         signal = tl.load(p_scratch + i * (P + 1))
         alone = tl.load(p_scratch + P * P + i * (P + 1)) * left
-        plain = tl.where(has_noise, alone if OBJECTIVE == "relative" else signal, signal)
-        numerators = tl.where(active, at_least(plain, floor * (signal + alone)), 1.0)
-        r = 1 / tl.sqrt(numerators)
+        plain = tl.where(measured, alone if OBJECTIVE == "relative" else signal, signal)
+        r = 1 / tl.sqrt(tl.where(active, at_least(plain, floor * (signal + alone)), 1.0))
         R = tl.load(p_scratch + o) * r[:, None] * r[None, :]
         E = tl.load(p_scratch + P * P + o) * (left * r)[:, None] * r[None, :]
         tl.debug_barrier()  # all have read
@@ -93,12 +113,25 @@ def _update_weights(
         v = max_min(p_scratch, active, P)
 
         goal = tl.where(active, tl.log(v * r * d), 0.0)
-        weights = tl.load(p_weights + i, mask=i < T, other=1.0)
-        now = weights.to(tl.float64)
+        now = tl.load(p_weights + i, mask=i < T, other=1.0).to(tl.float64)
         blended = tl.where(active, tl.exp((1 - step) * tl.log(now) + step * goal), 0.0)
         budget = T - tl.sum(tl.where(active | (i >= T), 0.0, now), 0)  # the tasks left out keep their weight
         scaled = at_least((blended * (budget / tl.sum(blended, 0))).to(tl.float32), _SMALLEST)
         tl.store(p_weights + i, scaled, mask=active & all_of(_is_finite(goal)))
+
+
+@triton.jit
+def _average(p, value, decay, mask):
+    """Let an average take one step towards ``value``."""
+    tl.store(p, decay * tl.load(p, mask=mask, other=0.0) + (1 - decay) * value, mask=mask)
+
+
+@triton.jit
+def _unscaled(p, row_stride, column_stride, units, mask, P: tl.constexpr):
+    """[P, P] of M or Q as they arrived, for losses without weights; 0 outside the mask."""
+    row, column, _ = square(P)
+    values = tl.load(p + row * row_stride + column * column_stride, mask=mask, other=0.0)
+    return tl.where(mask, values.to(tl.float64) / units, 0.0)
 
 
 @triton.jit
@@ -144,43 +177,33 @@ def gnr_step(
     if LOSS_SUM:
         units *= samples * samples
     units = units * used[:, None] * used[None, :]
-    M = tl.load(p_M + row * row_stride_M + column * column_stride_M, mask=pairs, other=0.0).to(tl.float64) / units
+    M = _unscaled(p_M, row_stride_M, column_stride_M, units, pairs, P)
     fits = tl.abs(M) <= _LARGEST
-    Q = tl.full([P, P], float("nan"), tl.float64)
     if HAS_Q:
-        Q = tl.load(p_Q + row * row_stride_Q + column * column_stride_Q, mask=pairs, other=0.0).to(tl.float64) / units
-        fits = fits & ((tl.abs(Q) <= _LARGEST) | (batch == 1))
+        Q = _unscaled(p_Q, row_stride_Q, column_stride_Q, units, pairs & has_noise, P)
+        fits = fits & (tl.abs(Q) <= _LARGEST)
         Q = tl.where(has_noise, Q, float("nan"))
+    else:
+        Q = tl.full([P, P], float("nan"), tl.float64)
     measured = (valid == 1) & (scale != 0)
-    finite = _all_pairs(~pairs | fits) & all_of(~present | _is_finite(losses)) & _is_finite(scale)
+    finite = _all_pairs(fits) & all_of(~present | _is_finite(losses)) & _is_finite(scale)
     accepted = measured & finite
     taken = accepted & pairs
 
-    C = samples / (samples - 1) * (Q - M)
-    S = decay * tl.load(p_averages + o, mask=taken, other=0.0) + (1 - decay) * (M - C / samples)
-    tl.store(p_averages + o, S, mask=taken)
     tl.store(p_moments + o, M.to(tl.float32), mask=taken)
     tl.store(p_moments + T * T + o, Q.to(tl.float32), mask=taken)
     without = accepted & present & (_diagonal(M, 1, P) == 0)
-    C = decay * tl.load(p_averages + T * T + o, mask=taken, other=0.0) + (1 - decay) * C
-    tl.store(p_averages + T * T + o, C, mask=taken)
-    M = decay * tl.load(p_averages + 2 * T * T + o, mask=taken, other=0.0) + (1 - decay) * M
-    tl.store(p_averages + 2 * T * T + o, M, mask=taken)
-    shares = decay * tl.load(p_shares + o, mask=taken, other=0.0) + (1 - decay)
-    tl.store(p_shares + o, shares, mask=taken)
-
+    C = samples / (samples - 1) * (Q - M)
+    _average(p_averages + o, M - C / samples, decay, taken)
+    _average(p_averages + (T * T + o), C, decay, taken)
+    _average(p_averages + (2 * T * T + o), M, decay, taken)
+    _average(p_shares + o, 1.0, decay, taken)
     if OBJECTIVE != "none":
         if accepted:
-            if OBJECTIVE == "intertask":
-                has_noise = False
-            S = tl.where(has_noise, S, M) / shares
-            C = C / shares
-            alone, signal = _diagonal(C, 1, P), _diagonal(S, 1, P)
-            rounding = alone <= _ROUNDING * (signal + alone)  # S + C is Q
-            noise = tl.where(has_noise & ~(rounding[:, None] | rounding[None, :]), C / samples, 0.0)
+            tl.debug_barrier()
             _update_weights(
-                p_weights, p_scratch, S, noise, has_noise, present, accumulation, step, floor,
-                T, P, OBJECTIVE, ACCUMULATED,
+                p_weights, p_averages, p_shares, p_scratch, present, has_noise & (OBJECTIVE != "intertask"), samples,
+                accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED,
             )  # fmt: skip
 
     tl.store(p_samples, tl.cast(batch, tl.int64) * accumulation, mask=accepted)

@@ -20,7 +20,7 @@ def _all(condition):
 
 @triton.jit
 def power(base, exponent):
-    """base ** exponent for base >= 0, in float64; 0 ** 0 is 1."""
+    """Base ** exponent for base >= 0, in float64; 0 ** 0 is 1."""
     positive = base > 0
     raised = tl.exp(exponent * tl.log(tl.where(positive, base, 1.0)))
     return tl.where(positive, raised, tl.where(exponent == 0, 1.0, 0.0))

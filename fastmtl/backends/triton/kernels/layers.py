@@ -24,11 +24,11 @@ def coordinates(i_position, sizes, RANK: tl.constexpr):
 
 
 @triton.jit
-def offsets(i_coordinates, strides, RANK: tl.constexpr):
-    """64-bit offsets of ``coordinates``."""
-    offset = i_coordinates[0].to(tl.int64) * strides[0]
+def offsets(i_coordinates, strides, RANK: tl.constexpr, LONG: tl.constexpr):
+    """Offsets of ``coordinates``, in integers of type LONG."""
+    offset = i_coordinates[0].to(LONG) * strides[0]
     for dim in tl.static_range(1, RANK):
-        offset += i_coordinates[dim].to(tl.int64) * strides[dim]
+        offset += i_coordinates[dim].to(LONG) * strides[dim]
     return offset
 
 
@@ -138,13 +138,16 @@ def form_moments(
     CHECKED: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     BIAS: tl.constexpr,
-    PER_SAMPLE: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,  # whether Q is formed
+    BATCH: tl.constexpr,  # whether M is formed
     SLICED: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
+    LONG: tl.constexpr,  # int64, or int32 where no tensor reaches further
+    LEAN: tl.constexpr,  # whether offsets and masks are computed again rather than kept in registers
 ):
     """A program takes a tile [BI, BO] of all tasks' gradients, and all samples or a slice of them.
 
@@ -167,7 +170,7 @@ def form_moments(
     channel, tap_d, tap_h, tap_w = tap_of(i_row, channels, area, kernel, CHANNELS_INNER)
     taps = (tap_d, tap_h, tap_w)
     p_rows = p_inputs + i_group * input_strides[1] + input_start
-    o_row = channel.to(tl.int64) * input_strides[2] + offsets(taps, tap_strides, 3)
+    o_row = channel.to(LONG) * input_strides[2] + offsets(taps, tap_strides, 3, LONG)
     if PER_SAMPLE:
         a_slice = tl.cdiv(samples, slices)
         first_sample = i_slice * a_slice
@@ -183,17 +186,21 @@ def form_moments(
 
     q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
     sums = repeated(tl.zeros([N, V], tl.float32), T)
-    for b in range(first_sample, last_sample):
+    for b in tl.range(first_sample, last_sample, disable_licm=LEAN):
         i_sample = b.to(tl.int64)
         tiles_of_sample = repeated(tl.zeros([BI, BO], tl.float32), T)
-        for i_first in range(first_position, last_position, BK):
+        for i_first in tl.range(first_position, last_position, BK, disable_licm=LEAN):
             i_position = i_first + tl.arange(0, BK)
             m_position = i_position < last_position
             at = coordinates(i_position, sizes, RANK)
             m = m_row[:, None] & m_position[None, :]
             if CHECKED[0] or CHECKED[1] or CHECKED[2]:
                 m = m & inside(at, taps, geometry, RANK, CHECKED)
-            p = p_rows + i_sample * input_strides[0] + (o_row[:, None] + offsets(at, position_strides, RANK)[None, :])
+            p = (
+                p_rows
+                + i_sample * input_strides[0]
+                + (o_row[:, None] + offsets(at, position_strides, RANK, LONG)[None, :])
+            )
             a = tl.load(p, mask=m, other=0.0).to(OPERAND)
             if BIAS:
                 a = tl.where((i_row == rows)[:, None], tl.full([1, 1], 1.0, OPERAND), a)
@@ -203,8 +210,8 @@ def form_moments(
             for k in tl.static_range(T):
                 own = grad_strides[0 if ALIKE else k]
                 o_grad = (
-                    offsets(at_grad, grad_position_strides[0 if ALIKE else k], GRAD_RANK)[:, None]
-                    + (i_out.to(tl.int64) * own[2])[None, :]
+                    offsets(at_grad, grad_position_strides[0 if ALIKE else k], GRAD_RANK, LONG)[:, None]
+                    + (i_out.to(LONG) * own[2])[None, :]
                 )
                 p = grads[k] + (i_sample * own[0] + i_group * own[1]) + o_grad
                 delta = tl.load(p, mask=m_grad & (((present >> k) & 1) != 0), other=0.0).to(OPERAND)
@@ -216,10 +223,11 @@ def form_moments(
         flat = flat_tiles(tiles_of_sample, present, T, WARPS)
         if PER_SAMPLE:
             q_sums = add_products(q_sums, flat, flat, T)
-            added = ()
-            for k in tl.static_range(T):
-                added = added + (sums[k] + flat[k],)
-            sums = added
+            if BATCH:
+                added = ()
+                for k in tl.static_range(T):
+                    added = added + (sums[k] + flat[k],)
+                sums = added
         else:
             sums = flat
     i_pair = tl.arange(0, HALF)
@@ -229,12 +237,12 @@ def form_moments(
         last, values = finish(values, p_q_partials, p_q_tickets, i_program, programs, group, HALF, ROWS)
         if last:
             store_symmetric(p_Q, values, i_pair, T)
-    if SLICED:
+    if SLICED and BATCH:
         for k in tl.static_range(T):
             i_stored = (i_slice.to(tl.int64) * T + k) * tiles + i_tile
             o_stored = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
             tl.store(p_slices + i_stored * (N * V) + o_stored, sums[k])
-    else:
+    elif BATCH:
         values = products_of_tiles(sums, N, T, HALF)
         last, values = finish(values, p_partials, p_tickets, i_program, programs, group, HALF, ROWS)
         if last:

@@ -84,7 +84,7 @@ def load_rows(
 
 @triton.jit
 def tile_products(x, PRECISION: tl.constexpr):
-    """x x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
+    """X x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
 
     Tensor cores truncate what they add up, so the result is to be added in ordinary float32 arithmetic: see `add_apart`.
     """

@@ -52,14 +52,23 @@ def square(P: tl.constexpr):
 
 
 @triton.jit
-def _load(p_scratch, name, P: tl.constexpr):
-    """A vector of the scratch."""
-    return tl.load(p_scratch + (3 * P + name) * P + tl.arange(0, P))
+def _zero(steps, i_loop, P: tl.constexpr):
+    """0, which the compiler takes for another number in each pass of a loop.
+
+    Added to offsets it keeps them in the loop: else the addresses of all that is in the scratch stay in registers.
+    """
+    return steps // (P + 1) * i_loop * P
 
 
 @triton.jit
-def _store(p_scratch, name, values, P: tl.constexpr):
-    tl.store(p_scratch + (3 * P + name) * P + tl.arange(0, P), values)
+def _load(p_scratch, zero, name, P: tl.constexpr):
+    """A vector of the scratch."""
+    return tl.load(p_scratch + (zero + (3 * P + name) * P + tl.arange(0, P)))
+
+
+@triton.jit
+def _store(p_scratch, zero, name, values, P: tl.constexpr):
+    tl.store(p_scratch + (zero + (3 * P + name) * P + tl.arange(0, P)), values)
 
 
 @triton.jit
@@ -96,7 +105,7 @@ def _eliminate(A, y, steps, P: tl.constexpr):
 
 @triton.jit
 def _substitute(U, y, pivots, steps, P: tl.constexpr):
-    """x of U x = y; what is past the steps stays y."""
+    """Solves U x = y; what is past the steps stays y."""
     column = tl.arange(0, P)[None, :]
     i = tl.arange(0, P)
     inverses = 1.0 / pivots
@@ -120,12 +129,12 @@ def semidefinite(p_scratch, share, active, P: tl.constexpr):
 
 
 @triton.jit
-def _evaluate(p_scratch, active, P: tl.constexpr):
+def _evaluate(p_scratch, zero, active, P: tl.constexpr):
     """At the new v: q [k, i] = v_i (A_k v)_i / n_k, the noises n_k = v' A_k v, and z_k = log n_k / v_k^2."""
     row, column, o = square(P)
-    v = _load(p_scratch, _NEW_V, P)
-    Rv = tl.load(p_scratch + o) * v[:, None]
-    noise = tl.sum(tl.load(p_scratch + P * P + o) * v[:, None], 0)
+    v = _load(p_scratch, zero, _NEW_V, P)
+    Rv = tl.load(p_scratch + (zero + o)) * v[:, None]
+    noise = tl.sum(tl.load(p_scratch + (zero + P * P + o)) * v[:, None], 0)
     total = tl.sum(Rv, 0) + noise
     vG = tl.where(row == column, noise[None, :], total[None, :] - Rv) * v[None, :]
     n = tl.where(active, at_least(tl.sum(vG, 1), _SMALLEST_NOISE * v * v), 1.0)
@@ -134,39 +143,39 @@ def _evaluate(p_scratch, active, P: tl.constexpr):
 
 
 @triton.jit
-def _hessian(p_scratch, convex, sum_c, sum_D, steps, P: tl.constexpr):
+def _hessian(p_scratch, zero, convex, sum_c, sum_D, steps, P: tl.constexpr):
     """[i, j] of the Hessian of the Lagrangian, or of its convex part (1)."""
     row, column, o = square(P)
     i = tl.arange(0, P)
-    p_q = p_scratch + 2 * P * P
-    p_factors = p_scratch + (3 * P + _FACTOR + convex) * P
+    o_q = zero + 2 * P * P
+    o_factors = zero + (3 * P + _FACTOR + convex) * P
     H = tl.zeros([P, P], tl.float64)
     for k in range(steps):
-        q = tl.load(p_q + k * P + i)
-        H = tl.fma((tl.load(p_factors + k) * q)[:, None], q[None, :], H)
-    R = tl.load(p_scratch + o)
-    c = _load(p_scratch, _C, P)
-    SA = sum_c * (R + tl.load(p_scratch + P * P + o))
+        q = tl.load(p_scratch + (o_q + k * P + i))
+        H = tl.fma((tl.load(p_scratch + (o_factors + k)) * q)[:, None], q[None, :], H)
+    R = tl.load(p_scratch + (zero + o))
+    c = _load(p_scratch, zero, _C, P)
+    SA = sum_c * (R + tl.load(p_scratch + (zero + P * P + o)))
     SA -= R * tl.where(row == column, c[:, None], c[:, None] + c[None, :])
-    v = _load(p_scratch, _V, P)
+    v = _load(p_scratch, zero, _V, P)
     H += 2 * v[:, None] * v[None, :] * SA
-    D = _load(p_scratch, _D, P)
-    H -= 4 * (tl.load(p_q + o) * D[:, None] + tl.load(p_q + column * P + row) * D[None, :])
-    J1 = _load(p_scratch, _J1, P)
+    D = _load(p_scratch, zero, _D, P)
+    H -= 4 * (tl.load(p_scratch + (o_q + o)) * D[:, None] + tl.load(p_scratch + (o_q + column * P + row)) * D[None, :])
+    J1 = _load(p_scratch, zero, _J1, P)
     H -= J1[:, None] * J1[None, :] / sum_D
-    return H + tl.where(row == column, _load(p_scratch, _DIAGONAL + convex, P)[:, None], 0.0)
+    return H + tl.where(row == column, _load(p_scratch, zero, _DIAGONAL + convex, P)[:, None], 0.0)
 
 
 @triton.jit
-def _direction(p_scratch, n, z, sigma, active, tasks, steps, P: tl.constexpr):
+def _direction(p_scratch, i_loop, n, z, sigma, active, tasks, steps, P: tl.constexpr):
     """Newton's step of the barrier problem from v, pi and q: dl = d log v, ds and dpi go to the scratch.
 
     Returns dsigma, the largest |dl|, 1 / the longest steps of v and pi by their signs, and whether it could be solved.
     """
     row, column, o = square(P)
-    p_q = p_scratch + 2 * P * P
+    zero = _zero(steps, i_loop, P)
     one = active.to(tl.float64)
-    pi = _load(p_scratch, _PI, P)
+    pi = _load(p_scratch, zero, _PI, P)
     s = tl.where(active, sigma - z, 1.0)  # slacks, positive
     mu = at_least(0.2 * tl.sum(pi * s, 0), 1e-5) / tasks
     D = pi / s
@@ -179,25 +188,25 @@ def _direction(p_scratch, n, z, sigma, active, tasks, steps, P: tl.constexpr):
     diagonal = 2 * pi + 4 * D + pi * bounded / (1 - bounded / 2)
     # What makes the Hessian convex where all A_k are semidefinite: sum_k 2 pi_k q_k q_k' and this.
     more = 0.1 * (pi + one * 0.01 / tasks) - 2 * pi
-    q = tl.load(p_q + o)
+    q = tl.load(p_scratch + (zero + 2 * P * P + o))
     J1 = 2 * (tl.sum(q * D[:, None], 0) - D)
     y = J1 * hs - 2 * (tl.sum(q * h[:, None], 0) - h)
     excess = 2 * tl.sum(pi * tl.sum(q * q, 1), 0) + tl.sum(more, 0)
-    _store(p_scratch, _S, s, P)
-    _store(p_scratch, _D, D, P)
-    _store(p_scratch, _C, c, P)
-    _store(p_scratch, _J1, J1, P)
-    _store(p_scratch, _FACTOR, 4 * (D - pi), P)
-    _store(p_scratch, _FACTOR + 1, 4 * (D - pi) + 2 * pi, P)
-    _store(p_scratch, _DIAGONAL, diagonal, P)
-    _store(p_scratch, _DIAGONAL + 1, diagonal + more, P)
+    _store(p_scratch, zero, _S, s, P)
+    _store(p_scratch, zero, _D, D, P)
+    _store(p_scratch, zero, _C, c, P)
+    _store(p_scratch, zero, _J1, J1, P)
+    _store(p_scratch, zero, _FACTOR, 4 * (D - pi), P)
+    _store(p_scratch, zero, _FACTOR + 1, 4 * (D - pi) + 2 * pi, P)
+    _store(p_scratch, zero, _DIAGONAL, diagonal, P)
+    _store(p_scratch, zero, _DIAGONAL + 1, diagonal + more, P)
     tl.debug_barrier()
 
     dl = tl.zeros([P], tl.float64)
     convex = 0  # first the Hessian; if that is not safely positive definite, its convex part
     solved = 0
     while (convex < 2) & (solved == 0):
-        H = _hessian(p_scratch, convex, sum_c, sum_D, steps, P)
+        H = _hessian(p_scratch, _zero(steps, i_loop + convex, P), convex, sum_c, sum_D, steps, P)
         trace = tl.sum(tl.sum(tl.where(row == column, H, 0.0), 1), 0) + (1 - convex) * excess
         # Along v the ratios do not change: the first term fixes the scale. Tasks that are not active get a 1.
         H += tl.where(active[:, None] & active[None, :], trace / tasks, 0.0)
@@ -208,16 +217,17 @@ def _direction(p_scratch, n, z, sigma, active, tasks, steps, P: tl.constexpr):
         dl = _substitute(U, left, pivots, steps, P)
         convex += 1
 
-    v = _load(p_scratch, _V, P)
+    zero = _zero(steps, i_loop + convex, P)
+    v = _load(p_scratch, zero, _V, P)
     dl = tl.where(active, dl - tl.sum(v * dl, 0) / tl.sum(v * one, 0), 0.0)
-    dsigma = hs + tl.sum(_load(p_scratch, _J1, P) * dl, 0) / sum_D
-    ds = tl.where(active, dsigma - 2 * (tl.sum(tl.load(p_q + o) * dl[None, :], 1) - dl), 0.0)
-    s = _load(p_scratch, _S, P)
-    pi = _load(p_scratch, _PI, P)
+    dsigma = hs + tl.sum(_load(p_scratch, zero, _J1, P) * dl, 0) / sum_D
+    ds = tl.where(active, dsigma - 2 * (tl.sum(tl.load(p_scratch + (zero + 2 * P * P + o)) * dl[None, :], 1) - dl), 0.0)
+    s = _load(p_scratch, zero, _S, P)
+    pi = _load(p_scratch, zero, _PI, P)
     dpi = tl.where(active, mu / s - pi - pi / s * ds, 0.0)
-    _store(p_scratch, _DL, dl, P)
-    _store(p_scratch, _DS, ds, P)
-    _store(p_scratch, _DPI, dpi, P)
+    _store(p_scratch, zero, _DL, dl, P)
+    _store(p_scratch, zero, _DS, ds, P)
+    _store(p_scratch, zero, _DPI, dpi, P)
     primal = at_least(at_least(tl.max(-dl, 0) / 0.8, 1.0), tl.max(-ds / s, 0) / 0.9)
     dual = at_least(tl.max(tl.where(active, -dpi / pi, 0.0), 0) / 0.9, 1.0)
     return dsigma, tl.max(tl.abs(dl), 0), primal, dual, solved
@@ -232,7 +242,7 @@ def _largest(z, active):
 
 @triton.jit
 def max_min(p_scratch, active, P: tl.constexpr):
-    """v [P], up to a factor, of the weights that maximise min_k v_k^2 / v' A_k v; A_k is R with row and column k 0, plus E.
+    """The v [P], up to a factor, of weights that maximise min_k v_k^2 / v' A_k v; A_k is R with row and column k 0, plus E.
 
     The same steps as `fastmtl.backends.reference.max_min`: see there. R and E are finite, 0 outside the active tasks, and
     visible to all threads.
@@ -241,9 +251,10 @@ def max_min(p_scratch, active, P: tl.constexpr):
     one = active.to(tl.float64)
     tasks = tl.sum(one, 0)
     steps = _steps(active, P)
+    zero = 0
     # Nothing is known yet, and equal weights are tried: whatever they reach is better.
-    _store(p_scratch, _NEW_V, tl.full([P], 1.0, tl.float64), P)
-    _store(p_scratch, _NEW_PI, one / tasks, P)
+    _store(p_scratch, zero, _NEW_V, tl.full([P], 1.0, tl.float64), P)
+    _store(p_scratch, zero, _NEW_PI, one / tasks, P)
     tl.debug_barrier()
     worst = tl.full([], float("inf"), tl.float64)
     best = worst
@@ -259,39 +270,41 @@ def max_min(p_scratch, active, P: tl.constexpr):
     solved = 1
     iteration = 0
     while iteration <= _ITERATIONS:
-        q, n, z = _evaluate(p_scratch, active, P)
+        zero = _zero(steps, iteration, P)
+        q, n, z = _evaluate(p_scratch, zero, active, P)
         reached = _largest(z, active)
         # Steps that overshoot make the next ones shorter, and are not taken where it is by much.
         reach = tl.where(reached > worst + 0.01, overshot, 2 * reach)
         reach = tl.where(reach > _FARTHEST, _FARTHEST, reach)
         if not (reached > worst + 0.3):
-            v = _load(p_scratch, _NEW_V, P)
+            v = _load(p_scratch, zero, _NEW_V, P)
             if reached < best:
-                _store(p_scratch, _BEST_V, v, P)
+                _store(p_scratch, zero, _BEST_V, v, P)
                 best = reached
-            _store(p_scratch, _V, v, P)
-            _store(p_scratch, _PI, _load(p_scratch, _NEW_PI, P), P)
-            tl.store(p_scratch + 2 * P * P + o, q)
+            _store(p_scratch, zero, _V, v, P)
+            _store(p_scratch, zero, _PI, _load(p_scratch, zero, _NEW_PI, P), P)
+            tl.store(p_scratch + (zero + 2 * P * P + o), q)
             worst = reached
             sigma = at_least(new_sigma, reached + margin)
             tl.debug_barrier()
             dsigma, farthest, primal_limit, dual_limit, solved = _direction(
-                p_scratch, n, z, sigma, active, tasks, steps, P
+                p_scratch, iteration, n, z, sigma, active, tasks, steps, P
             )
         tl.debug_barrier()
 
+        zero = _zero(steps, iteration + solved, P)
         primal = 1 / at_least(farthest / reach, primal_limit)
         dual = 1 / dual_limit
-        v = _load(p_scratch, _V, P)
-        stepped = v * (1 + primal * _load(p_scratch, _DL, P))
-        pi = _load(p_scratch, _PI, P) + dual * _load(p_scratch, _DPI, P)
+        v = _load(p_scratch, zero, _V, P)
+        stepped = v * (1 + primal * _load(p_scratch, zero, _DL, P))
+        pi = _load(p_scratch, zero, _PI, P) + dual * _load(p_scratch, zero, _DPI, P)
         pi = pi / tl.sum(pi, 0)
-        margin = 0.1 * tl.sum(pi * one * (_load(p_scratch, _S, P) + primal * _load(p_scratch, _DS, P)), 0)
-        _store(p_scratch, _NEW_V, tl.where(active, stepped / (tl.sum(stepped * one, 0) / tasks), 1.0), P)
-        _store(p_scratch, _NEW_PI, pi, P)
+        margin = 0.1 * tl.sum(pi * one * (_load(p_scratch, zero, _S, P) + primal * _load(p_scratch, zero, _DS, P)), 0)
+        _store(p_scratch, zero, _NEW_V, tl.where(active, stepped / (tl.sum(stepped * one, 0) / tasks), 1.0), P)
+        _store(p_scratch, zero, _NEW_PI, pi, P)
         tl.debug_barrier()
         new_sigma = sigma + primal * dsigma
         overshot = primal * farthest / 3
         # Without a solution, or where something is NaN, the best point so far stands.
         iteration = tl.where((solved == 1) & (worst == worst), iteration + 1, _ITERATIONS + 1)
-    return _load(p_scratch, _BEST_V, P)
+    return _load(p_scratch, 0, _BEST_V, P)
