@@ -47,6 +47,7 @@ OPEN = (
     ("spills", "sum_moments-features-T3-float32-sm_120", _ASSEMBLER),
     ("spills", "sum_norms-*-T8-bfloat16-sm_100", _ASSEMBLER),
     ("estimate", "sum_moments-features-T8-float32-sm_120", _ESTIMATE),
+    ("estimate", "cross_gram-*", "far fewer registers than estimated"),
     ("resident", "sum_moments-features-T3-*-sm_*", _ESTIMATE),
     ("resident", "sum_moments-features-T8-bfloat16-gfx942", _ESTIMATE),
 )
