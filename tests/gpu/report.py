@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmtl.backends import triton as backend
 from fastmtl.backends.triton import chips, configs
+from fastmtl.ops.gnr import gnr_state
 from fastmtl.ops.gradnorm import gradnorm_state
 from tests.gpu.launches import TARGETS, Launch, usage
 from tests.gpu.recording import recorded
@@ -80,19 +81,81 @@ def _gradnorm_update(tasks: int) -> Subject:
     return Subject("gradnorm_update", tasks, torch.float32, call)
 
 
+def _gnr_update(tasks: int) -> Subject:
+    def call() -> Any:
+        state = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in gnr_state(tasks)]
+        M, Q = (torch.empty(tasks, tasks, device="cuda") for _ in range(2))
+        message = torch.empty(2 + 3 * tasks, device="cuda")
+        return backend.gnr_update(M, Q, message, *state, 32, 1, False, "relative", 0.95, 0.1, 0.05)
+
+    return Subject("gnr_update", tasks, torch.float32, call)
+
+
+def _lists(op: str, tasks: int, dtype: torch.dtype) -> Subject:
+    """Of the parameters of a small network."""
+
+    def call() -> Any:
+        lengths = [1 << 20, 4096, 1 << 22]
+        tensors = [torch.empty(length, dtype=dtype, device="cuda") for _ in range(tasks) for length in lengths]
+        more = [torch.empty(tasks, device="cuda")] if op == "weighted_sum" else []
+        return getattr(backend, op)(tensors, tasks, *more)
+
+    few = tasks <= configs.FEW
+    return Subject(op, tasks, dtype, call, tasks if few else 1, int(op == "weighted_sum"))
+
+
+def _products(op: str, tasks: int, dtype: torch.dtype) -> Subject:
+    def call() -> Any:
+        grads = _grads(tasks, (32, 512, 1024), dtype)
+        if op == "cross_gram":
+            return backend.cross_gram(_grads(tasks - 1, (32, 512, 1024), torch.float32), grads)
+        return backend.sample_gram(grads, torch.empty(32, device="cuda"))
+
+    return Subject(op, tasks, dtype, call, 1)
+
+
+def _layer(op: str, tasks: int, dtype: torch.dtype, way: str = "") -> Subject:
+    def call() -> Any:
+        def made(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device="cuda")
+
+        if op == "linear_moments":
+            return backend.linear_moments(made(16, 256, 512), _grads(tasks, (16, 256, 512), dtype), True, True, way)
+        if op == "conv_moments":
+            sizes = ([3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1, False, "zeros", True, True, way)
+            return backend.conv_moments(made(16, 128, 28, 28), _grads(tasks, (16, 128, 28, 28), dtype), *sizes)
+        if op == "embedding_moments":
+            indices = torch.empty(16, 256, dtype=torch.int64, device="cuda")
+            return backend.embedding_moments(indices, _grads(tasks, (16, 256, 512), dtype), None, True, way)
+        return backend.norm_moments(made(32, 128, 28, 28), _grads(tasks, (32, 128, 28, 28), dtype), [1], True, True)
+
+    return Subject(f"{op}-{way}" if way else op, tasks, dtype, call)
+
+
 def subjects() -> Iterator[Subject]:
-    """Every kernel, for a usual number of tasks and the largest of its configuration, in float32 and bfloat16.
+    """Every kernel, for a usual number of tasks and for many, in float32 and bfloat16.
 
     What is left out: float16, which differs from bfloat16 by the instruction that converts it, and all other numbers of
-    tasks, between those that are here. Those are executed, see `test_execution`.
+    tasks. Those are executed, see `test_execution`.
     """
     for dtype in (torch.float32, torch.bfloat16):
         for op in ("sum_norms", "sum_moments"):
-            for tasks in (3, configs.FEW):
-                yield _sums(op, tasks, dtype, "features", (32, 256, 56, 56), wide=True)
+            for tasks in (3, configs.FEW, 40):
+                yield _sums(op, tasks, dtype, "features", (32, 256, 56, 56), wide=tasks <= configs.FEW)
             yield _sums(op, configs.FEW, dtype, "odd", (32, 255, 7, 7), wide=False)
+        yield _sums("sum_moments", 3, dtype, "split", (4096, 512), wide=True)
+        for tasks in (3, 40):
+            for op in ("gram", "squared_norms", "weighted_sum"):
+                yield _lists(op, tasks, dtype)
+            for op in ("cross_gram", "sample_gram"):
+                yield _products(op, tasks, dtype)
+        for tasks in (3, 10):
+            for op in ("linear_moments", "conv_moments", "embedding_moments"):
+                yield _layer(op, tasks, dtype, "form")
+            yield _layer("norm_moments", tasks, dtype)
     for tasks in (3, 64):
         yield _gradnorm_update(tasks)
+        yield _gnr_update(tasks)
 
 
 @dataclass(frozen=True)
@@ -184,6 +247,7 @@ def line_of(subject: Subject, machine: Machine, launch: Launch, expected: int | 
         registers, shared, spills = used.registers, used.shared - kept + dynamic, used.stack
         # Volatile and relaxed loads are those of partial results.
         loads = len(re.findall(r"ld\.global(?!\.relaxed)[.\w:]*" + _WIDE, text))
+        loads += len(re.findall(r"cp\.async\.cg\.shared\.global", text))  # always of 16 bytes
         stores = len(re.findall(r"st\.global[.\w:]*" + _WIDE, text))
     return Line(subject, machine, launch, registers, expected, shared, spills, loads, stores, seconds)
 
