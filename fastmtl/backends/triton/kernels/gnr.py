@@ -198,7 +198,7 @@ def gnr_step(
     _average(p_averages + (T * T + o), C, decay, taken)
     _average(p_averages + (2 * T * T + o), M, decay, taken)
     _average(p_shares + o, 1.0, decay, taken)
-    if OBJECTIVE != "none":  # noqa: SIM102 - known at compile time
+    if OBJECTIVE != "none":
         if accepted:
             tl.debug_barrier()
             _update_weights(
