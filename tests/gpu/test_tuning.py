@@ -46,7 +46,7 @@ def test_the_fastest_neighbour_is_kept_for_these_sizes_alone():
 
 
 @pytest.mark.parametrize(
-    "arguments", [(3, 64, 2048, 4, 80), (3, 4096, 512, 8, 80), (3, 8, 100, 4, 80), (1, 1, 0, 4, 80)]
+    "arguments", [(3, 64, 2048, 4, 80, 4), (3, 4096, 512, 8, 80, 2), (3, 8, 100, 1, 80, 4), (1, 1, 0, 4, 80, 4)]
 )
 def test_neighbours_do_the_same_work(arguments):
     config = configs.by_samples(chips.H100, *arguments)

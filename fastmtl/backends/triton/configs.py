@@ -21,7 +21,7 @@ MOST_BLOCKS = 1000
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Blocks of ``rows`` groups of 16 bytes, and the programs that share them; ``splits`` programs share a block's samples."""
+    """Blocks of ``rows`` groups of positions, and the programs that share them; ``splits`` programs share a block's samples."""
 
     rows: int
     blocks: int
@@ -65,39 +65,46 @@ def resident(chip: Chip, registers: int, warps: int = WARPS) -> int:
     return max(1, min(chip.registers // (threads * registers), chip.warps // warps))
 
 
-def wanted(chip: Chip, tasks: int, registers: int) -> int:
-    """Programs that keep the memory busy, no more, as each leaves partial results.
+def wanted(chip: Chip, tasks: int, registers: int, loaded: int = 16) -> int:
+    """Programs that keep the memory busy, no more, as each leaves partial results; a thread loads ``loaded`` bytes a task.
 
     Loads are not always under way: products and stores stand between them. Twice as many programs as would do fill the gaps.
     """
-    in_flight = tasks * WARPS * chip.warp_size * 16
+    in_flight = tasks * WARPS * chip.warp_size * loaded
     a_processor = max(2, 2 * -(-chip.bytes_in_flight // in_flight))
     return chip.processors * min(resident(chip, registers), a_processor)
 
 
-def norms_registers(tasks: int, width: int) -> int:
-    """Registers a thread of `sum_norms_few`, see the report of the tests: a tile of each task, and little else."""
-    return 32 + tasks * (width + 1)
+# Registers a thread, as compilers report them (see `tests.gpu.report`), rounded up: an estimate too low would launch programs
+# that wait for others to end. An update at the end of a launch has float64 numbers of its own.
+UPDATE_REGISTERS = 112
 
 
-def moments_registers(tasks: int, width: int) -> int:
-    """Registers a thread of `sum_moments_few`: sums of pairs for M and Q, sums over samples, and the loads under way."""
-    return 28 + tasks * (tasks + 1) + tasks * (5 if width == 4 else 12)
+def norms_registers(tasks: int, V: int, step: bool) -> int:
+    """Of `sum_norms_few`: a tile of each task, and little else."""
+    return max(32 + tasks * (V + 1), UPDATE_REGISTERS if step else 0)
 
 
-def streaming(chip: Chip, tasks: int, blocks: int, registers: int) -> TileConfig:
-    """Blocks of 16 bytes a thread, shared out among programs that read T streams."""
-    return TileConfig(WARPS * chip.warp_size, blocks, Programs(max(1, min(blocks, wanted(chip, tasks, registers)))))
+def moments_registers(tasks: int, V: int, step: bool) -> int:
+    """Of `sum_moments_few`: sums of pairs for M and Q, sums over samples, and the loads under way."""
+    return max(48 + tasks * (tasks + 1) + tasks * (5 if V <= 4 else 12), UPDATE_REGISTERS if step else 0)
 
 
-def _by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int) -> TileConfig:
-    return streaming(chip, tasks, -(-positions // (WARPS * chip.warp_size * width)), registers)
+def streaming(chip: Chip, tasks: int, blocks: int, registers: int, loaded: int = 16) -> TileConfig:
+    """Blocks of as many groups as a program has threads, shared out among programs that read T streams."""
+    count = max(1, min(blocks, wanted(chip, tasks, registers, loaded)))
+    return TileConfig(WARPS * chip.warp_size, blocks, Programs(count))
+
+
+def _by_blocks(chip: Chip, tasks: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:
+    blocks = -(-positions // (WARPS * chip.warp_size * V))
+    return streaming(chip, tasks, blocks, registers, V * itemsize)
 
 
 @tunable
-def by_blocks(chip: Chip, tasks: int, positions: int, width: int, registers: int) -> TileConfig:
-    """Blocks of positions, shared out among programs."""
-    return _by_blocks(chip, tasks, positions, width, registers)
+def by_blocks(chip: Chip, tasks: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:
+    """Blocks of positions in groups of V, shared out among programs."""
+    return _by_blocks(chip, tasks, positions, V, registers, itemsize)
 
 
 def splits_of(programs: int, blocks: int, batch: int) -> int:
@@ -107,8 +114,8 @@ def splits_of(programs: int, blocks: int, batch: int) -> int:
 
 
 @tunable
-def by_samples(chip: Chip, tasks: int, batch: int, positions: int, width: int, registers: int) -> TileConfig:
+def by_samples(chip: Chip, tasks: int, batch: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:
     """The same where blocks keep the memory busy; else the samples of each block are shared out as well."""
-    config = _by_blocks(chip, tasks, positions, width, registers)
-    splits = splits_of(wanted(chip, tasks, registers), config.blocks, batch)
+    config = _by_blocks(chip, tasks, positions, V, registers, itemsize)
+    splits = splits_of(wanted(chip, tasks, registers, V * itemsize), config.blocks, batch)
     return config if splits == 1 else replace(config, programs=Programs(config.blocks * splits), splits=splits)

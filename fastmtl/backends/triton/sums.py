@@ -36,11 +36,17 @@ def _sum_norms(grads: Sequence[Tensor | None], update: Update | None) -> tuple[T
     return inputs.total, norms
 
 
+def _group(inputs: Inputs) -> int:
+    """Positions that a thread takes at once: 16 bytes; one where these do not lie together, as each is a load of its own."""
+    return width(inputs.total) if inputs.layout.vector else 1
+
+
 def _norms_of_few(inputs: Inputs, norms: Tensor, update: dict[str, Any]) -> None:
     total, tasks = inputs.total, inputs.tasks
-    V = width(total)
+    V = _group(inputs)
+    registers = configs.norms_registers(tasks, V, update["STEP"])
     config = configs.by_blocks(
-        chip_of(total.device), tasks, inputs.layout.positions, V, configs.norms_registers(tasks, V)
+        chip_of(total.device), tasks, inputs.layout.positions, V, registers, total.element_size()
     )
     WIDTH = max(2, power_of_two(tasks))
     partials, tickets = workspace(total.device, config.programs.partials(WIDTH))
@@ -85,9 +91,11 @@ def _sum_moments(grads: Sequence[Tensor | None], update: Update | None) -> tuple
 
 def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     total, tasks = inputs.total, inputs.tasks
-    V = width(total)
-    registers = configs.moments_registers(tasks, V)
-    config = configs.by_samples(chip_of(total.device), tasks, total.shape[0], inputs.layout.positions, V, registers)
+    V = _group(inputs)
+    registers = configs.moments_registers(tasks, V, step.update is not None)
+    config = configs.by_samples(
+        chip_of(total.device), tasks, total.shape[0], inputs.layout.positions, V, registers, total.element_size()
+    )
     HALF = power_of_two(tasks * (tasks + 1) // 2)
     numbers = config.partials(2 * HALF, tasks * config.rows * V)
     memory, tickets = workspace(total.device, step.scratch + numbers)
@@ -97,12 +105,12 @@ def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None
         total,
         M,
         Q,
-        memory[step.scratch :],
+        memory.narrow(0, step.scratch, numbers),
         tickets,
         inputs.present,
         **config.sharing,
         **inputs.samples,
-        **step.arguments(M, memory[: step.scratch]),
+        **step.arguments(M, memory.narrow(0, 0, step.scratch)),
         T=tasks,
         N=config.rows,
         V=V,

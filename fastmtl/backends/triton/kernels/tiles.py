@@ -45,7 +45,7 @@ def tile_mask(i_block, positions, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.c
 @triton.jit
 def load_tile(p, m, k: tl.constexpr, present):
     """Task k's values in float32; zeros, and nothing read, where its bit of ``present`` is not set."""
-    return tl.load(p, mask=m & (((present >> k) & 1) != 0), other=0.0).to(tl.float32)
+    return tl.load(p, mask=m & (((present.to(tl.int64) >> k) & 1) != 0), other=0.0).to(tl.float32)
 
 
 @triton.jit
