@@ -50,7 +50,6 @@ _OF_GNR = [
     "T3-intertask",
     "T3-none",
     "T10-relative",
-    "T64-relative",
     "T3-relative-absent",
     "T3-relative-loss-nan",
     "T3-relative-not-valid",
