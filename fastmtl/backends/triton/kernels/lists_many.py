@@ -69,7 +69,7 @@ def load_rows(
 ):
     """[T_PAD, K]: the values of a block, a row for each task, zeros for those without a tensor."""
     i_position = i_block.to(tl.int64) * K + tl.arange(0, K).to(tl.int64)[None, :]
-    if RANK == 0:
+    if RANK == 0:  # noqa: SIM108 - what is not taken must not be compiled
         offsets = i_position
     else:
         offsets = row_offsets(i_position, sizes, strides, T, T_PAD, RANK)
@@ -84,7 +84,7 @@ def load_rows(
 
 @triton.jit
 def tile_products(x, PRECISION: tl.constexpr):
-    """X x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
+    """The products x x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
 
     Tensor cores truncate what they add up, so the result is to be added in ordinary float32 arithmetic: see `add_apart`.
     """
