@@ -66,6 +66,12 @@ def test_groups_of_the_narrower_dtype_take_two_reads_of_the_wider(tasks: int, sh
     _cross_gram(_normal(2, (3, 40), FLOAT, shift), _normal(tasks, (3, 40), HALF))
 
 
+@pytest.mark.parametrize("tasks", [3, 12])
+def test_both_lists_have_layouts_of_their_own(tasks: int) -> None:
+    right = [grad.transpose(0, 1) for grad in _normal(tasks, (9, 6, 8), HALF)]
+    _cross_gram(_normal(tasks, (6, 9, 8), FLOAT), right)
+
+
 def _partials(run: Run, width: int) -> int:
     programs, group = run.launches[0].bound["programs"], run.launches[0].bound["group"]
     return 4 * width * (programs + -(-programs // group))
