@@ -162,8 +162,8 @@ def embedding_config(
     # and repeats the code of a row.
     sums, row = 2 * tasks * elements, tasks * elements * element_size // 4
     ahead = _less_or_equal_power(max(1, min(4, 6 // tasks, (64 - sums) // row)))
-    if chunks > 1 and tasks > 2:
-        ahead = 1
+    if chunks > 1:
+        ahead = min(ahead, 2 if tasks <= 2 else 1)
     flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
     registers = 64 + sums + ahead * row + tasks * (tasks + 1)
     wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))
