@@ -9,8 +9,8 @@ from fastmtl.backends.triton.configs import resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.workspace import TICKETS
 
-# Float32 numbers a thread may accumulate: of 255 registers the rest is for what is read, offsets and products.
-ACCUMULATED = 128
+# Float32 numbers a thread may accumulate: of 255 registers the rest is for what is read and for offsets.
+ACCUMULATED = 138
 # Two rows of a segment of this many groups of 16 bytes fill whole lines of 128 bytes: less would read in part.
 LEAST_GROUPS = 8
 
@@ -68,7 +68,8 @@ def norm_config(
     warps = 4
     threads = warps * chip.warp_size
     # Sums of each sample and of all of them, for every element that a thread reads at once.
-    elements = min(widest, _less_or_equal_power(ACCUMULATED // (2 * accumulators)))
+    pairs = streams * (streams - 1) // 2
+    elements = min(widest, _less_or_equal_power((ACCUMULATED - pairs) // (2 * accumulators)))
     if inner:
         vector = min(vector, elements)
     if vector == 1:
@@ -147,6 +148,8 @@ def embedding_config(
     # Sums of the open segment of M and of that of Q, for every element that a thread reads at once; products of pairs,
     # and what is read ahead, take as many registers again.
     elements = min(widest, _less_or_equal_power(24 // tasks))
+    if tasks > 2 and columns < threads * elements:
+        elements = min(elements, 4)  # chunks walked side by side take registers too: rather fewer of them
     vector = min(vector, elements)
     if vector == 1:
         elements = min(elements, 2 if tasks <= 4 else 1)  # each has an address of its own in every gradient
@@ -156,11 +159,11 @@ def embedding_config(
     chunks = total // along
     blocks = -(-groups // along)
     # Loads under way in each program. A row that is read ahead takes registers, beside the sums at most a quarter of them,
-    # and repeats the code of a row; where chunks are walked side by side, their indices take registers too.
+    # and repeats the code of a row.
     sums, row = 2 * tasks * elements, tasks * elements * element_size // 4
     ahead = _less_or_equal_power(max(1, min(4, 6 // tasks, (64 - sums) // row)))
-    if chunks > 1 and tasks > 2:
-        ahead = 1
+    if chunks > 1:
+        ahead = min(ahead, 2 if tasks <= 2 else 1)
     flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
     registers = 64 + sums + ahead * row + tasks * (tasks + 1)
     wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))
