@@ -69,7 +69,7 @@ def load_rows(
 ):
     """[T_PAD, K]: the values of a block, a row for each task, zeros for those without a tensor."""
     i_position = i_block.to(tl.int64) * K + tl.arange(0, K).to(tl.int64)[None, :]
-    if RANK == 0:  # noqa: SIM108 - what is not taken must not be compiled
+    if RANK == 0:
         offsets = i_position
     else:
         offsets = row_offsets(i_position, sizes, strides, T, T_PAD, RANK)
