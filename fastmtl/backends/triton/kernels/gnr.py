@@ -23,13 +23,6 @@ def _all_pairs(condition):
 
 
 @triton.jit
-def _diagonal(matrix, axis: tl.constexpr, P: tl.constexpr):
-    """[P]: the diagonal of [P, P]."""
-    row, column, _ = square(P)
-    return tl.sum(tl.where(row == column, matrix, 0.0), axis)
-
-
-@triton.jit
 def _noise_left(p_scratch, active, accumulation, P: tl.constexpr):
     """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
 
@@ -192,7 +185,8 @@ def gnr_step(
 
     tl.store(p_moments + o, M.to(tl.float32), mask=taken)
     tl.store(p_moments + T * T + o, Q.to(tl.float32), mask=taken)
-    without = accepted & present & (_diagonal(M, 1, P) == 0)
+    own = tl.load(p_M + i * (row_stride_M + column_stride_M), mask=present, other=1.0)
+    without = accepted & present & (own == 0)
     C = samples / (samples - 1) * (Q - M)
     _average(p_averages + o, M - C / samples, decay, taken)
     _average(p_averages + (T * T + o), C, decay, taken)
