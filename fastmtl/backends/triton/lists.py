@@ -302,7 +302,8 @@ def _weighted_sum(group: _Group, weights: Tensor) -> None:
     V = width(group.like)
     ends, tails, blocks = group.blocks(4 * chip.warp_size * V)
     chunk = min(tasks, list_configs.CHUNK)
-    config = configs.streaming(chip, chunk, blocks, _registers(chunk, V))
+    # The pointers of all tasks are kept as well.
+    config = configs.streaming(chip, chunk, blocks, _registers(chunk, V) + 2 * (tasks - chunk))
     kernels.weighted_sum[(config.programs.count,)](
         group.tensors,
         group.outs,
