@@ -19,9 +19,8 @@ from tests.gpu.ptx import executed_as_ptx
 CPU = torch.device("cpu")
 # The solver takes minutes for 64 tasks by either executor: one of its cases is executed, from PTX, in one order of programs (it
 # is one program).
-_SOLVER = [case for case in cases_under_test() if case.op == "gnr_update" and case.name.startswith("T64")]
-SOLVER_OF_MANY = [case for case in _SOLVER if case.name != "T64-none"]
-CASES = [case for case in cases_under_test() if case not in SOLVER_OF_MANY]
+SOLVER_OF_MANY = ("T64-relative", "T64-maxmin", "T64-intertask")
+CASES = [case for case in cases_under_test() if case.op != "gnr_update" or case.name not in SOLVER_OF_MANY]
 SEEDS = range(5 if ALL_CASES else 2)  # seed 0: programs in their order; others: in a random one
 
 
@@ -72,7 +71,7 @@ def test_from_ptx(case):
 
 
 def test_the_solver_of_many_tasks_from_ptx():
-    (case,) = (case for case in SOLVER_OF_MANY if case.name == "T64-relative")
+    (case,) = (case for case in cases_under_test() if (case.op, case.name) == ("gnr_update", "T64-relative"))
     with executed_as_ptx([0], max_steps=4_000_000):
         _check(case)
 
