@@ -101,7 +101,7 @@ def test_nothing_is_seen_without_a_fault(edited):
         check(TAIL)
 
 
-LOAD = "tl.load(p, mask=m & (((present >> k) & 1) != 0), other=0.0)"
+LOAD = "tl.load(p, mask=m & (((present.to(tl.int64) >> k) & 1) != 0), other=0.0)"
 
 
 def test_a_mask_dropped_from_a_load(edited):
