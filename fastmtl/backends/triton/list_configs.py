@@ -43,11 +43,6 @@ def _programs(chip: Chip, blocks: int, block_bytes: int, in_flight: int, partial
     return Programs(max(1, min(blocks, chip.processors * a_processor, worth)))
 
 
-def float32_products(chip: Chip) -> str:
-    """How `tl.dot` multiplies float32: three products of tf32 parts; AMD's matrix units multiply float32 itself."""
-    return "tf32x3" if chip.warp_size == 32 else "ieee"
-
-
 def gram_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int]:
     """Rows, positions, warps and stages of a tile for products.
 

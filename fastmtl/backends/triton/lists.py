@@ -16,6 +16,7 @@ from fastmtl.backends.triton.kernels import lists as kernels
 from fastmtl.backends.triton.kernels import lists_many
 from fastmtl.backends.triton.launching import OPTIONS, power_of_two, rows_for
 from fastmtl.backends.triton.layout import Layout, aligned, as_first, layout_of, width
+from fastmtl.backends.triton.rows import precision_of
 from fastmtl.backends.triton.workspace import workspace
 
 
@@ -232,7 +233,7 @@ def _gram_many(group: _Group, result: Tensor, accumulate: bool) -> None:
         blocks,
         config,
         config.rows**2,
-        PRECISION=list_configs.float32_products(chip),
+        PRECISION=precision_of(chip),
     )
 
 
