@@ -62,6 +62,8 @@ SCHEMAS = {
 
 # Made of the other ops and of matrix products, by `layer_moments`: the same code for every backend.
 COMPOSED = ("linear_moments", "conv_moments", "embedding_moments", "norm_moments")
+# Two ops one after the other, by `followed_by`, where a backend has no launch for both.
+FUSED = ("sum_norms_update", "sum_moments_update")
 
 
 def followed_by(measure: Callable[..., Any], update: Callable[..., None]) -> Callable[..., Any]:

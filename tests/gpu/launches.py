@@ -131,6 +131,21 @@ def usage(compiled: Any) -> Usage:
     return Usage(registers, stack + local, shared)
 
 
+_TICKET = re.compile(r"atom\.(global\.gpu\.acq_rel|acq_rel\.gpu\.global|global\.acq_rel\.gpu)\.add\.[us]32")
+_ORDERING = re.compile(r"\b(bar\.sync|barrier\.sync|bar\.warp\.sync|st\.global)")
+
+
+def tickets_in_order(text: str) -> bool:
+    """Whether PTX takes every ticket with release and acquire, and after a barrier that follows the last store before it."""
+    last = ""
+    for line in text.splitlines():
+        if re.search(r"\batom\.", line) and (not _TICKET.search(line) or last in ("", "st.global")):
+            return False
+        found = _ORDERING.search(line)
+        last = found.group(1) if found else last
+    return True
+
+
 def emulator_path() -> str | None:
     """Where the PTX executor lies; `FASTMTL_PTXEMU` names its directory."""
     return os.environ.get("FASTMTL_PTXEMU")

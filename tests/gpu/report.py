@@ -19,7 +19,7 @@ from fastmtl.backends import triton as backend
 from fastmtl.backends.triton import chips, configs
 from fastmtl.ops.gnr import gnr_state
 from fastmtl.ops.gradnorm import gradnorm_state
-from tests.gpu.launches import TARGETS, Launch, usage
+from tests.gpu.launches import TARGETS, Launch, tickets_in_order, usage
 from tests.gpu.recording import recorded
 
 
@@ -72,23 +72,42 @@ def _sums(op: str, tasks: int, dtype: torch.dtype, name: str, shape: Sequence[in
     return Subject(f"{op}-{name}", tasks, dtype, call, tasks if wide else 0, int(wide))
 
 
-def _gradnorm_update(tasks: int) -> Subject:
+def _made(like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in like]
+
+
+def _gradnorm(tasks: int) -> list[Any]:
+    """Arguments of GradNorm's update after what was measured."""
+    message = torch.empty(2 + 3 * tasks, device="cuda")
+    return [message, *_made(gradnorm_state(tasks)), 1.5, 0.025, True, 0.9, 0.999, 1e-8, 1e-3]
+
+
+def _gnr(tasks: int) -> list[Any]:
+    """Arguments of the GNR weights' update after what was measured."""
+    message = torch.empty(2 + 3 * tasks, device="cuda")
+    return [message, *_made(gnr_state(tasks)), 32, 1, False, "relative", 0.95, 0.1, 0.05]
+
+
+def _update(op: str, tasks: int) -> Subject:
     def call() -> Any:
-        state = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in gradnorm_state(tasks)]
-        measured = [torch.empty(count, device="cuda") for count in (tasks, 2 + 3 * tasks)]
-        return backend.gradnorm_update(*measured, *state, 1.5, 0.025, True, 0.9, 0.999, 1e-8, 1e-3)
+        if op == "gradnorm_update":
+            return backend.gradnorm_update(torch.empty(tasks, device="cuda"), *_gradnorm(tasks))
+        if op == "gnr_update":
+            M, Q = (torch.empty(tasks, tasks, device="cuda") for _ in range(2))
+            return backend.gnr_update(M, Q, *_gnr(tasks))
+        losses = [torch.empty((), device="cuda") for _ in range(tasks)]
+        present = torch.empty(tasks, dtype=torch.bool, device="cuda")
+        return backend.weigh(losses, torch.empty(tasks, device="cuda"), present)
 
-    return Subject("gradnorm_update", tasks, torch.float32, call)
+    return Subject(op, tasks, torch.float32, call)
 
 
-def _gnr_update(tasks: int) -> Subject:
+def _sums_with_update(op: str, tasks: int, dtype: torch.dtype) -> Subject:
     def call() -> Any:
-        state = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in gnr_state(tasks)]
-        M, Q = (torch.empty(tasks, tasks, device="cuda") for _ in range(2))
-        message = torch.empty(2 + 3 * tasks, device="cuda")
-        return backend.gnr_update(M, Q, message, *state, 32, 1, False, "relative", 0.95, 0.1, 0.05)
+        arguments = _gradnorm(tasks) if op == "sum_norms_update" else _gnr(tasks)
+        return getattr(backend, op)(_grads(tasks, (32, 256, 56, 56), dtype), *arguments)
 
-    return Subject("gnr_update", tasks, torch.float32, call)
+    return Subject(op, tasks, dtype, call, tasks if tasks <= configs.FEW else 0, int(tasks <= configs.FEW))
 
 
 def _lists(op: str, tasks: int, dtype: torch.dtype) -> Subject:
@@ -144,6 +163,10 @@ def subjects() -> Iterator[Subject]:
                 yield _sums(op, tasks, dtype, "features", (32, 256, 56, 56), wide=tasks <= configs.FEW)
             yield _sums(op, configs.FEW, dtype, "odd", (32, 255, 7, 7), wide=False)
         yield _sums("sum_moments", 3, dtype, "split", (4096, 512), wide=True)
+        yield _sums("sum_moments", 10, dtype, "split", (4096, 512), wide=False)
+        for op in ("sum_norms_update", "sum_moments_update"):
+            for tasks in (3, 10):
+                yield _sums_with_update(op, tasks, dtype)
         for tasks in (3, 40):
             for op in ("gram", "squared_norms", "weighted_sum"):
                 yield _lists(op, tasks, dtype)
@@ -154,8 +177,8 @@ def subjects() -> Iterator[Subject]:
                 yield _layer(op, tasks, dtype, "form")
             yield _layer("norm_moments", tasks, dtype)
     for tasks in (3, 64):
-        yield _gradnorm_update(tasks)
-        yield _gnr_update(tasks)
+        for op in ("gradnorm_update", "gnr_update", "weigh"):
+            yield _update(op, tasks)
 
 
 @dataclass(frozen=True)
@@ -171,6 +194,7 @@ class Line:
     spills: int  # bytes of local memory of a thread
     wide_loads: int
     wide_stores: int
+    tickets: bool  # whether they are in order, see `tickets_in_order`
     seconds: float  # of processor time, to compile it
 
     @property
@@ -241,6 +265,7 @@ def line_of(subject: Subject, machine: Machine, launch: Launch, expected: int | 
         spills = _number(text, ".private_segment_fixed_size")
         loads = len(re.findall(r"(global|buffer)_load_dwordx4", text))
         stores = len(re.findall(r"(global|buffer)_store_dwordx4", text))
+        tickets = True  # PTX is looked at
     else:
         used, text = usage(compiled), compiled.asm["ptx"]
         kept = RESERVED if used.shared >= RESERVED else 0
@@ -249,7 +274,8 @@ def line_of(subject: Subject, machine: Machine, launch: Launch, expected: int | 
         loads = len(re.findall(r"ld\.global(?!\.relaxed)[.\w:]*" + _WIDE, text))
         loads += len(re.findall(r"cp\.async\.cg\.shared\.global", text))  # always of 16 bytes
         stores = len(re.findall(r"st\.global[.\w:]*" + _WIDE, text))
-    return Line(subject, machine, launch, registers, expected, shared, spills, loads, stores, seconds)
+        tickets = tickets_in_order(text)
+    return Line(subject, machine, launch, registers, expected, shared, spills, loads, stores, tickets, seconds)
 
 
 def lines_of(subject: Subject, machine: Machine) -> list[Line]:

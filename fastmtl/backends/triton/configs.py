@@ -77,17 +77,18 @@ def wanted(chip: Chip, tasks: int, registers: int, loaded: int = 16) -> int:
 
 # Registers a thread, as compilers report them (see `tests.gpu.report`), rounded up: an estimate too low would launch programs
 # that wait for others to end. An update at the end of a launch has float64 numbers of its own.
-UPDATE_REGISTERS = 112
+GRADNORM_REGISTERS = 112
+GNR_REGISTERS = 128
 
 
 def norms_registers(tasks: int, V: int, step: bool) -> int:
     """Of `sum_norms_few`: a tile of each task, and little else."""
-    return max(32 + tasks * (V + 1), UPDATE_REGISTERS if step else 0)
+    return max(32 + tasks * (V + 1), GRADNORM_REGISTERS if step else 0)
 
 
 def moments_registers(tasks: int, V: int, step: bool) -> int:
     """Of `sum_moments_few`: sums of pairs for M and Q, sums over samples, and the loads under way."""
-    return max(48 + tasks * (tasks + 1) + tasks * (5 if V <= 4 else 12), UPDATE_REGISTERS if step else 0)
+    return max(48 + tasks * (tasks + 1) + tasks * (5 if V <= 4 else 12), GNR_REGISTERS if step else 0)
 
 
 def streaming(chip: Chip, tasks: int, blocks: int, registers: int, loaded: int = 16) -> TileConfig:

@@ -63,14 +63,15 @@ def sum_moments(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
         K, warps = K // 2, 4 if K == 64 else 8
     blocks = -(-inputs.layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
-    config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, 168)
+    registers = 168 if step.update is None else 240  # as compilers report them
+    config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers)
     splits = configs.splits_of(config.programs.count, blocks, batch)
     if splits > 1:
         kernel, programs = kernels.sum_moments_many_split, blocks * splits
         sharing = {"splits": splits, "blocks": blocks}
         numbers = (programs + blocks) * WIDTH + programs * TASKS * K
     else:
-        config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, 168, units=blocks)
+        config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers, units=blocks)
         kernel, programs = kernels.sum_moments_many, config.programs.count
         sharing = {"programs": programs, "group": config.programs.group}
         numbers = config.programs.partials(WIDTH)
