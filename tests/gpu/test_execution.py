@@ -74,7 +74,7 @@ def _marked(case: testing.Case) -> object:
     return pytest.param(case, id=str(case), marks=[strict] if str(case) == LESS_EXACT else [])
 
 
-@pytest.mark.parametrize("case", map(_marked, _by_turns()))
+@pytest.mark.parametrize("case", [_marked(case) for case in _by_turns()])
 def test_from_ptx(case):
     with chips.assume(SMALL), executed_as_ptx(SEEDS):
         _check(case)
