@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 from fastmtl.backends.layer_moments import LayerMoments, Primitives
+from fastmtl.backends.triton.lists import gram
+from fastmtl.backends.triton.products import cross_gram, sample_gram
 
-
-@functools.cache
-def composed() -> LayerMoments:
-    """Many tasks, whose tiles would not fit the registers, and gradients without elements."""
-    from fastmtl.backends.triton import lists, products
-
-    return LayerMoments(Primitives(lists.gram, products.cross_gram, products.sample_gram))
+PRIMITIVES = Primitives(gram, cross_gram, sample_gram)
+# For many tasks, whose tiles would not fit the registers, and gradients without elements.
+COMPOSED = LayerMoments(PRIMITIVES)

@@ -65,14 +65,18 @@ def resident(chip: Chip, registers: int, warps: int = WARPS) -> int:
     return max(1, min(chip.registers // (threads * registers), chip.warps // warps))
 
 
-def wanted(chip: Chip, tasks: int, registers: int, loaded: int = 16) -> int:
-    """Programs that keep the memory busy, no more, as each leaves partial results; a thread loads ``loaded`` bytes a task.
+def filling(chip: Chip, in_flight: int) -> int:
+    """Programs a processor that keep the memory busy, where each has ``in_flight`` bytes under way.
 
     Loads are not always under way: products and stores stand between them. Twice as many programs as would do fill the gaps.
     """
+    return max(2, 2 * -(-chip.bytes_in_flight // in_flight))
+
+
+def wanted(chip: Chip, tasks: int, registers: int, loaded: int = 16) -> int:
+    """Programs that keep the memory busy, no more, as each leaves partial results; a thread loads ``loaded`` bytes a task."""
     in_flight = tasks * WARPS * chip.warp_size * loaded
-    a_processor = max(2, 2 * -(-chip.bytes_in_flight // in_flight))
-    return chip.processors * min(resident(chip, registers), a_processor)
+    return chip.processors * min(resident(chip, registers), filling(chip, in_flight))
 
 
 # Registers a thread, as compilers report them (see `tests.gpu.report`), rounded up: an estimate too low would launch programs

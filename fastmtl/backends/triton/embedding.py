@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmtl.backends.contract import present_of
 from fastmtl.backends.triton import small_layer_configs
 from fastmtl.backends.triton.chips import chip_of
-from fastmtl.backends.triton.composed import composed
+from fastmtl.backends.triton.composed import COMPOSED
 from fastmtl.backends.triton.configs import FEW
 from fastmtl.backends.triton.kernels import embedding as kernels
 from fastmtl.backends.triton.launching import OPTIONS, filled, power_of_two, rows_for
@@ -28,7 +28,7 @@ def embedding_moments(
     """
     like = present_of(grads)[0]
     if len(grads) > FEW or way == "pairs" or like.numel() == 0:
-        return composed().embedding_moments(indices, grads, padding_idx, per_sample, way)
+        return COMPOSED.embedding_moments(indices, grads, padding_idx, per_sample, way)
     tasks, batch, rows, columns = len(grads), indices.shape[0], indices.numel(), like.shape[-1]
     tensors, present = filled(grads)
     sizes, strides = merged(like.shape, [tensor.stride() for tensor in tensors], _leading(like))

@@ -17,18 +17,17 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fastmtl.backends.layer_moments import LayerMoments, Primitives
+from fastmtl.backends.layer_moments import LayerMoments
 from fastmtl.backends.layer_moments.conv import ConvFactors
 from fastmtl.backends.layer_moments.factors import Factors, Operands
 from fastmtl.backends.layer_moments.linear import LinearFactors
 from fastmtl.backends.layer_moments.products import Forming
 from fastmtl.backends.triton import layer_configs
 from fastmtl.backends.triton.chips import chip_of
+from fastmtl.backends.triton.composed import PRIMITIVES
 from fastmtl.backends.triton.kernels import layers as kernels
 from fastmtl.backends.triton.launching import OPTIONS, Programs, filled, power_of_two, rows_for
 from fastmtl.backends.triton.layout import merged
-from fastmtl.backends.triton.lists import gram
-from fastmtl.backends.triton.products import cross_gram, sample_gram
 from fastmtl.backends.triton.rows import precision_of
 from fastmtl.backends.triton.workspace import TICKETS, workspace
 
@@ -207,6 +206,6 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
     return M, Q
 
 
-_layers = FusedLayerMoments(Primitives(gram, cross_gram, sample_gram))
+_layers = FusedLayerMoments(PRIMITIVES)
 linear_moments = _layers.linear_moments
 conv_moments = _layers.conv_moments

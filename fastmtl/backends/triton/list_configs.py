@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastmtl.backends.triton.chips import Chip
-from fastmtl.backends.triton.configs import resident
+from fastmtl.backends.triton.configs import filling, resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
+from fastmtl.backends.triton.rows import rows_of
 
 # Pointers of a launch: 1 KiB of the 4 KiB that its arguments may take, and as many scalar choices for each column that a
 # program meets. More would save launches of models with more tensors, and take longer to compile.
@@ -38,7 +39,7 @@ class RowConfig:
 
 def _programs(chip: Chip, blocks: int, block_bytes: int, in_flight: int, partial: int, most: int) -> Programs:
     """Enough programs to keep the memory busy, each with eight times as much to read as it writes partial results."""
-    a_processor = min(most, max(2, 2 * -(-chip.bytes_in_flight // in_flight)))
+    a_processor = min(most, filling(chip, in_flight))
     worth = blocks * block_bytes // (8 * 4 * partial)
     return Programs(max(1, min(blocks, chip.processors * a_processor, worth)))
 
@@ -49,7 +50,7 @@ def gram_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int
     A row is 128 bytes, four sectors side by side: 64 half-precision or 32 float32 positions, also a chain of products
     that is short enough for tensor cores. Three stages: two tiles are under way to shared memory while one is multiplied.
     """
-    rows = max(16, power_of_two(tasks))
+    rows = rows_of(tasks)
     return rows, 128 // itemsize, 4 if rows < 64 else 8, 3
 
 
@@ -66,7 +67,7 @@ def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, in
 
 def norm_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int]:
     """As `gram_rows` for squared norms: four loads of 16 bytes a thread under way, in rows of at least 128 bytes."""
-    rows = max(16, power_of_two(tasks))
+    rows = rows_of(tasks)
     return rows, 4 * 4 * chip.warp_size * 16 // (itemsize * rows), 4, 1
 
 

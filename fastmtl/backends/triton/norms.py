@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmtl.backends.contract import present_of
 from fastmtl.backends.triton import small_layer_configs
 from fastmtl.backends.triton.chips import chip_of
-from fastmtl.backends.triton.composed import composed
+from fastmtl.backends.triton.composed import COMPOSED
 from fastmtl.backends.triton.configs import FEW
 from fastmtl.backends.triton.kernels import norms as kernels
 from fastmtl.backends.triton.launching import OPTIONS, filled, power_of_two, rows_for
@@ -28,7 +28,7 @@ def norm_moments(
     """
     like = present_of(grads)[0]
     if len(grads) > FEW or like.numel() == 0:
-        return composed().norm_moments(normalized, grads, parameter_dims, bias, per_sample)
+        return COMPOSED.norm_moments(normalized, grads, parameter_dims, bias, per_sample)
     tasks = len(grads)
     tensors, present = filled(grads)
     dims = tuple(parameter_dims)

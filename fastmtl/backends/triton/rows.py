@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmtl.backends.contract import is_dense
 from fastmtl.backends.triton.chips import Chip
-from fastmtl.backends.triton.configs import resident
+from fastmtl.backends.triton.configs import filling, resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.layout import Layout, as_first, layout_of
 
@@ -62,9 +62,8 @@ def streaming_rows(
 
     Partial results are as large as one or two tiles: a program has at least four tiles, and it takes whole ``units``.
     """
-    wanted = -(-chip.bytes_in_flight // tile_bytes)
-    # Loads are not always under way, see `configs.streaming`; no processor holds more than 16 of these by their memory.
-    a_processor = min(resident(chip, registers, warps), 16, max(2, 2 * wanted))
+    # No processor holds more than 16 of these by their memory.
+    a_processor = min(resident(chip, registers, warps), 16, filling(chip, tile_bytes))
     most = min(-(-tiles // 4), tiles if units is None else units)
     return RowConfig(columns, warps, Programs(max(1, min(most, chip.processors * a_processor))))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastmtl.backends.triton.chips import Chip
-from fastmtl.backends.triton.configs import resident
+from fastmtl.backends.triton.configs import filling, resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.workspace import TICKETS
 
@@ -106,8 +106,8 @@ def norm_config(
 
 def _wanted(chip: Chip, streams: int, threads: int, registers: int) -> int:
     """Programs that keep the memory busy, as in `configs.streaming`."""
-    flying = -(-chip.bytes_in_flight // (streams * threads * 16))
-    return chip.processors * min(resident(chip, registers, threads // chip.warp_size), max(2, 2 * flying))
+    held = resident(chip, registers, threads // chip.warp_size)
+    return chip.processors * min(held, filling(chip, streams * threads * 16))
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ def embedding_config(
     ahead = _less_or_equal_power(max(1, min(4, 6 // tasks, (64 - sums) // row)))
     if chunks > 1:
         ahead = min(ahead, 2 if tasks <= 2 else 1)
-    flying = -(-chip.bytes_in_flight // (ahead * tasks * threads * elements * element_size))
+    in_flight = ahead * tasks * threads * elements * element_size
     registers = 64 + sums + ahead * row + tasks * (tasks + 1)
-    wanted = chip.processors * min(resident(chip, registers, 1), max(4, 2 * flying))
+    wanted = chip.processors * min(resident(chip, registers, 1), max(4, filling(chip, in_flight)))
     length = max(LEAST_LENGTH, _less_or_equal_power(rows * blocks // (wanted * chunks)))
     count = -(-rows // (length * chunks)) * blocks
     return EmbeddingConfig(vector, along, chunks, ahead, length, blocks, Programs(count))

@@ -3,18 +3,11 @@
 import triton
 import triton.language as tl
 
-from fastmtl.backends.triton.kernels.max_min import all_of, at_least, max_min, semidefinite, square
+from fastmtl.backends.triton.kernels.max_min import max_min, semidefinite, square
+from fastmtl.backends.triton.kernels.numbers import LARGEST, SMALLEST, all_of, at_least, is_finite
 
-_LARGEST = tl.constexpr(3.4028234663852886e38)
-_SMALLEST = tl.constexpr(1.1754943508222875e-38)
 _ROUNDING = tl.constexpr(1e-6)  # a variance below this times the mean square is float32 rounding
 _SHARES = tl.constexpr(9)  # from 1 / accumulation to 1: how little of the sampling noise may be left in an update
-
-
-@triton.jit
-def _is_finite(x):
-    """Whether a float64 is neither infinite nor NaN."""
-    return tl.abs(x) < float("inf")
 
 
 @triton.jit
@@ -64,7 +57,7 @@ def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T
     pairs = pairs & kept[:, None] & kept[None, :]
     E = tl.load(p_averages + (T * T + o_average), mask=pairs, other=0.0) / samples * units
     tl.store(p_scratch + P * P + o, E)
-    return d, active, _all_pairs(_is_finite(R) & _is_finite(E))
+    return d, active, _all_pairs(is_finite(R) & is_finite(E))
 
 
 @triton.jit
@@ -109,8 +102,8 @@ def _update_weights(
         now = tl.load(p_weights + i, mask=i < T, other=1.0).to(tl.float64)
         blended = tl.where(active, tl.exp((1 - step) * tl.log(now) + step * goal), 0.0)
         budget = T - tl.sum(tl.where(active | (i >= T), 0.0, now), 0)  # the tasks left out keep their weight
-        scaled = at_least((blended * (budget / tl.sum(blended, 0))).to(tl.float32), _SMALLEST)
-        tl.store(p_weights + i, scaled, mask=active & all_of(_is_finite(goal)))
+        scaled = at_least((blended * (budget / tl.sum(blended, 0))).to(tl.float32), SMALLEST)
+        tl.store(p_weights + i, scaled, mask=active & all_of(is_finite(goal)))
 
 
 @triton.jit
@@ -171,15 +164,15 @@ def gnr_step(
         units *= samples * samples
     units = units * used[:, None] * used[None, :]
     M = _unscaled(p_M, row_stride_M, column_stride_M, units, pairs, P)
-    fits = tl.abs(M) <= _LARGEST
+    fits = tl.abs(M) <= LARGEST
     if HAS_Q:
         Q = _unscaled(p_Q, row_stride_Q, column_stride_Q, units, pairs & has_noise, P)
-        fits = fits & (tl.abs(Q) <= _LARGEST)
+        fits = fits & (tl.abs(Q) <= LARGEST)
         Q = tl.where(has_noise, Q, float("nan"))
     else:
         Q = tl.full([P, P], float("nan"), tl.float64)
     measured = (valid == 1) & (scale != 0)
-    finite = _all_pairs(fits) & all_of(~present | _is_finite(losses)) & _is_finite(scale)
+    finite = _all_pairs(fits) & all_of(~present | is_finite(losses)) & is_finite(scale)
     accepted = measured & finite
     taken = accepted & pairs
 

@@ -3,19 +3,7 @@
 import triton
 import triton.language as tl
 
-_LARGEST = tl.constexpr(3.4028234663852886e38)
-_SMALLEST = tl.constexpr(1.1754943508222875e-38)
-
-
-@triton.jit
-def _is_finite(x):
-    """Whether a float64 is neither infinite nor NaN."""
-    return tl.abs(x) < float("inf")
-
-
-@triton.jit
-def _all(condition):
-    return tl.min(condition.to(tl.int32), 0) != 0
+from fastmtl.backends.triton.kernels.numbers import LARGEST, SMALLEST, all_of, at_least, is_finite
 
 
 @triton.jit
@@ -59,8 +47,8 @@ def gradnorm_step(
 
     measured = (valid == 1) & (scale != 0)
     # A square beyond float32 would stay in Adam's second moment for good.
-    fits = task_norms * task_norms <= _LARGEST
-    finite = _all(~present | (fits & _is_finite(losses))) & _is_finite(scale)
+    fits = task_norms * task_norms <= LARGEST
+    finite = all_of(~present | (fits & is_finite(losses))) & is_finite(scale)
     accepted = measured & finite
 
     before = tl.load(p_initial + i_task, mask=m, other=1.0)
@@ -94,11 +82,11 @@ def gradnorm_step(
         tl.store(p_avg_sq + i_task, avg_sq.to(tl.float32), mask=stepped)
     else:
         moved = weights.to(tl.float64) - lr * gradient
-    floored = tl.where(taking_part, tl.where(moved < min_weight, min_weight, moved), 0.0)
+    floored = tl.where(taking_part, at_least(moved, min_weight), 0.0)
     # The tasks left out keep their weight.
     budget = T - tl.sum(tl.where(taking_part | ~m, 0.0, weights.to(tl.float64)), 0)
     scaled = (floored * (budget / tl.sum(floored, 0))).to(tl.float32)
-    tl.store(p_weights + i_task, tl.where(scaled < _SMALLEST, _SMALLEST, scaled), mask=stepped)
+    tl.store(p_weights + i_task, at_least(scaled, SMALLEST), mask=stepped)
     tl.store(p_initial + i_task, initial, mask=first)
     tl.store(p_steps + i_task, steps, mask=stepped)
     sums = tl.load(p_weight_sum + i_task, mask=m, other=0.0)

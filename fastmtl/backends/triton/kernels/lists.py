@@ -94,6 +94,11 @@ def blocks_of(ends, tails, i_column, begin, end, BLOCK: tl.constexpr, G: tl.cons
 
 
 WORD = tl.constexpr(30)  # tasks in a word; its sign bit is set and its lowest, so that nothing is known of it
+# Arguments of the statistics that change from call to call.
+VARYING = [
+    *("tensors", "present", "ends", "tails", "accumulate"),
+    *("programs", "group", "blocks", "sizes", "strides"),
+]
 
 
 @triton.jit
@@ -164,21 +169,7 @@ def load_block(
     return tiles
 
 
-@triton.jit(
-    do_not_specialize=[
-        "tensors",
-        "present",
-        "ends",
-        "tails",
-        "accumulate",
-        "programs",
-        "group",
-        "blocks",
-        "sizes",
-        "strides",
-    ],
-    do_not_specialize_on_alignment=["tensors"],
-)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tensors"])
 def gram_few(
     tensors,  # G tuples of T tensors
     p_gram,  # [T, T] float32
@@ -224,21 +215,7 @@ def gram_few(
         store_symmetric(p_gram, before + values, i_pair, T)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "tensors",
-        "present",
-        "ends",
-        "tails",
-        "accumulate",
-        "programs",
-        "group",
-        "blocks",
-        "sizes",
-        "strides",
-    ],
-    do_not_specialize_on_alignment=["tensors"],
-)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tensors"])
 def squared_norms_few(
     tensors,
     p_norms,  # [T] float32

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish
 from fastmtl.backends.triton.kernels.lists import (
+    VARYING,
     WORD,
     address_of,
     blocks_of,
@@ -13,6 +14,7 @@ from fastmtl.backends.triton.kernels.lists import (
     is_present,
     run_of,
 )
+from fastmtl.backends.triton.kernels.rows import plus, products
 
 
 @triton.jit
@@ -82,36 +84,7 @@ def load_rows(
     return tl.load(p, mask=m & m_rows, other=0.0)
 
 
-@triton.jit
-def tile_products(x, PRECISION: tl.constexpr):
-    """The products x x^T of a short tile [T_PAD, K] in float32; ``PRECISION`` is for float32 values.
-
-    Tensor cores truncate what they add up, so the result is to be added in ordinary float32 arithmetic: see `add_apart`.
-    """
-    return tl.dot(x, tl.trans(x), input_precision=PRECISION)
-
-
-@triton.jit
-def add_apart(total, part):
-    """The sum, in a form that is not taken for a product that goes on adding to ``total``."""
-    return tl.fma(part, tl.full(part.shape, 1.0, tl.float32), total)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "tensors",
-        "present",
-        "ends",
-        "tails",
-        "accumulate",
-        "programs",
-        "group",
-        "blocks",
-        "sizes",
-        "strides",
-    ],
-    do_not_specialize_on_alignment=["tensors"],
-)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tensors"])
 def gram_many(
     tensors,
     p_gram,
@@ -160,7 +133,7 @@ def gram_many(
                 V,
                 VECTOR,
             )
-            sums = add_apart(sums, tile_products(x, PRECISION))
+            sums = plus(sums, products(x, x, PRECISION), 1.0)
     WIDTH: tl.constexpr = T_PAD * T_PAD
     values = tl.reshape(sums, [WIDTH])
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
@@ -174,21 +147,7 @@ def gram_many(
         tl.store(p_gram + column * T + row, values, mask=m & (column < row))
 
 
-@triton.jit(
-    do_not_specialize=[
-        "tensors",
-        "present",
-        "ends",
-        "tails",
-        "accumulate",
-        "programs",
-        "group",
-        "blocks",
-        "sizes",
-        "strides",
-    ],
-    do_not_specialize_on_alignment=["tensors"],
-)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tensors"])
 def squared_norms_many(
     tensors,
     p_norms,

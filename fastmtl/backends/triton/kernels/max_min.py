@@ -8,6 +8,8 @@ stores there another reads: a barrier stands between, and another one before the
 import triton
 import triton.language as tl
 
+from fastmtl.backends.triton.kernels.numbers import all_of, at_least
+
 _ITERATIONS = tl.constexpr(32)
 _SMALLEST_NOISE = tl.constexpr(1e-9)  # n_k >= this times v_k^2: bounds the ratio of a task without noise
 _FARTHEST = tl.constexpr(3.0)  # the largest relative change of a weight in one iteration
@@ -29,18 +31,6 @@ _DIAGONAL = tl.constexpr(11)  # and 12
 _DL = tl.constexpr(13)
 _DS = tl.constexpr(14)
 _DPI = tl.constexpr(15)
-
-
-@triton.jit
-def at_least(x, least):
-    """The larger one; NaN where x is."""
-    return tl.where(x < least, least, x)
-
-
-@triton.jit
-def all_of(condition):
-    """Whether a condition [P] holds everywhere."""
-    return tl.min(condition.to(tl.int32), 0) != 0
 
 
 @triton.jit
