@@ -76,8 +76,8 @@ def _generic_ir(harness: Any) -> Any:
         options, signature, constants, attributes = launch.specialized(target)
         key = record.fn, str((options, signature, constants, attributes))
         if key not in known:
-            with contextlib.suppress(RuntimeError):  # on already
-                mlir.enable_generic_printing()
+            mlir._generic_printing_enabled[0] = False  # linking for AMD resets what it sets
+            mlir.enable_generic_printing()
             known[key] = mlir.to_generic(harness._stage_text(record, stage, target), None)
         return known[key]
 

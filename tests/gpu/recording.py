@@ -7,26 +7,22 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from fastmtl.backends.triton import chips, layout
+from fastmtl.backends.triton import chips
 from tests.gpu.launches import Launch, intercepted
 
 
-def _aligned(tensor: Tensor) -> bool:
-    """As `layout.aligned`, for memory that does not exist: allocators hand out aligned memory."""
-    return tensor.storage_offset() * tensor.element_size() % 16 == 0
-
-
-class _Slices(TorchFunctionMode):
-    """Slices of the first dimension without torch's own indexing, which looks for the device."""
+class _AsOnGpu(TorchFunctionMode):
+    """What fake tensors do not do on a host without a GPU: slices (torch's own indexing looks for the device), addresses."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__getitem__ and isinstance(args[1], slice):
             tensor, index = args
             return torch.ops.aten.slice.Tensor(tensor, 0, index.start, index.stop, index.step or 1)
+        if func is torch.Tensor.data_ptr:  # allocators hand out aligned memory
+            return args[0].storage_offset() * args[0].element_size()
         return func(*args, **(kwargs or {}))
 
 
@@ -38,9 +34,8 @@ def recorded(call: Callable[[], Any], chip: chips.Chip) -> list[Launch]:
     launches: list[Launch] = []
     with (
         FakeTensorMode(),
-        _Slices(),
+        _AsOnGpu(),
         chips.assume(chip),
-        mock.patch.object(layout, "aligned", _aligned),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
         mock.patch.object(torch.cuda, "current_device", return_value=0),
         intercepted(launches.append),
