@@ -12,7 +12,7 @@ import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, store_row
 from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
-from fastmtl.backends.triton.kernels.tiles import add_products, offsets_of, repeated
+from fastmtl.backends.triton.kernels.tiles import add_products, added, offsets_of, repeated, summed
 
 
 @triton.jit
@@ -60,15 +60,6 @@ def _cleared(tiles, m, C: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _added(left, right, T: tl.constexpr):
-    """T sums."""
-    out = ()
-    for k in tl.static_range(T):
-        out = out + (left[k] + right[k],)
-    return out
-
-
-@triton.jit
 def _added_where(left, right, m, C: tl.constexpr, T: tl.constexpr):
     """T sums, ``right`` counted where ``m`` [C], which is true somewhere."""
     out = ()
@@ -93,13 +84,8 @@ def _add_pairs(sums, tiles, m, T: tl.constexpr):
 
 @triton.jit
 def _row(q_sums, m_sums, N: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr):
-    """[2 HALF]: sums of N numbers in any shape, as a row of partial results."""
-    flat_q = ()
-    flat_m = ()
-    for i in tl.static_range(PAIRS):
-        flat_q = flat_q + (tl.reshape(q_sums[i], [N]),)
-        flat_m = flat_m + (tl.reshape(m_sums[i], [N]),)
-    return moments_row(pair_row(flat_q, N, PAIRS, HALF), pair_row(flat_m, N, PAIRS, HALF), HALF)
+    """[2 HALF]: sums [N] as a row of partial results."""
+    return moments_row(pair_row(q_sums, N, PAIRS, HALF), pair_row(m_sums, N, PAIRS, HALF), HALF)
 
 
 @triton.jit
@@ -218,9 +204,9 @@ def embedding_chunks(
             for k in tl.static_range(T):
                 row = row + (tiles[a * T + k].to(tl.float32),)
             if PER_SAMPLE:
-                parts_Q = _added(parts_Q, row, T)
+                parts_Q = added(parts_Q, row, T)
             else:
-                parts_M = _added(parts_M, row, T)
+                parts_M = added(parts_M, row, T)
             index = tl.where(m_row, indices[a], index)
             sample = tl.where(m_row, samples[a], sample)
 
@@ -229,7 +215,7 @@ def embedding_chunks(
     open_M = m_after & (after == index)
     if PER_SAMPLE:
         open_Q = open_M & (_position(p_order, last, m_after, NARROW) // sample_rows == sample)
-        parts_M = _added(parts_M, parts_Q, T)
+        parts_M = added(parts_M, parts_Q, T)
         q_sums = _add_pairs(q_sums, parts_Q, m_chunk & started_Q & ~open_Q, T)
         _store_parts(
             p_borders, i_chunk, 0, (open_Q & started_Q).to(tl.int64), parts_Q, m_chunk & (open_Q | ~started_Q),
@@ -240,7 +226,8 @@ def embedding_chunks(
         p_borders, i_chunk, LEVELS - 1, (open_M & started_M).to(tl.int64), parts_M, m_chunk & (open_M | ~started_M),
         o_group, columns, LEVELS, C, N, V, BORDER_VECTOR, T,
     )  # fmt: skip
-    store_row(p_partials, i_program, _row(q_sums, m_sums, C * N, PAIRS, HALF), 2 * HALF)
+    row = _row(summed(q_sums, 0, PAIRS), summed(m_sums, 0, PAIRS), N, PAIRS, HALF)
+    store_row(p_partials, i_program, row, 2 * HALF)
 
 
 @triton.jit
@@ -307,7 +294,7 @@ def _joined_segment(
             more = _parts_of(
                 p_borders, i_chunk + 1 + i_next, i_level, 0, i_next < count, o_group, columns, LEVELS, R, N, V, VECTOR, T
             )  # fmt: skip
-            parts = _added(parts, more, T)
+            parts = added(parts, more, T)
         whole = ()
         for k in tl.static_range(T):
             whole = whole + (tl.sum(parts[k], 0),)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
 from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
-from fastmtl.backends.triton.kernels.tiles import add_products, load_tile, offsets_of, repeated
+from fastmtl.backends.triton.kernels.tiles import add_products, added, load_tile, offsets_of, repeated, summed
 
 
 @triton.jit
@@ -97,41 +97,20 @@ def _add_positions(
 
 
 @triton.jit
-def _summed(tiles, AXIS: tl.constexpr, COUNT: tl.constexpr):
-    """Each of COUNT tiles, added over one dimension."""
-    out = ()
-    for k in tl.static_range(COUNT):
-        out = out + (tl.sum(tiles[k], AXIS),)
-    return out
-
-
-@triton.jit
-def _added(left, right, COUNT: tl.constexpr):
-    """The sums of two tuples."""
-    out = ()
-    for k in tl.static_range(COUNT):
-        out = out + (left[k] + right[k],)
-    return out
-
-
-@triton.jit
-def _add_pairs(sums, tiles, N: tl.constexpr, V: tl.constexpr, T: tl.constexpr, BIAS: tl.constexpr):
-    """``sums`` [N] with the products of pairs of the gradients of weights, and of biases, N * V numbers each."""
-    flat = ()
-    for k in tl.static_range(T * (2 if BIAS else 1)):
-        flat = flat + (tl.reshape(tiles[k], [N, V]),)
-    sums = add_products(sums, flat, flat, T)
+def _add_pairs(sums, tiles, T: tl.constexpr, BIAS: tl.constexpr, AXIS: tl.constexpr):
+    """``sums`` with the products of pairs of the gradients of weights, and of biases, added over the last AXIS."""
+    sums = add_products(sums, tiles, tiles, T, AXIS)
     if BIAS:
         of_bias = ()
         for k in tl.static_range(T):
-            of_bias = of_bias + (flat[T + k],)
-        sums = add_products(sums, of_bias, of_bias, T)
+            of_bias = of_bias + (tiles[T + k],)
+        sums = add_products(sums, of_bias, of_bias, T, AXIS)
     return sums
 
 
 @triton.jit
 def _block(
-    q_sums,  # [NB * NP] of each pair
+    q_sums,  # [NB, NP] of each pair
     normalized,
     grads,
     present,
@@ -176,13 +155,13 @@ def _block(
             NB, NP, NS, V,
         )  # fmt: skip
         if PER_SAMPLE:
-            by_sample = _summed(sums, POSITION_AXIS, COUNT)
-            q_sums = _add_pairs(q_sums, by_sample, NB * NP, VP, T, BIAS)
-            totals = _added(totals, by_sample, COUNT)
+            by_sample = summed(sums, POSITION_AXIS, COUNT)
+            q_sums = _add_pairs(q_sums, by_sample, T, BIAS, 2)
+            totals = added(totals, by_sample, COUNT)
             sums = nothing
     if not PER_SAMPLE:
-        totals = _summed(sums, POSITION_AXIS, COUNT)
-    return q_sums, _summed(totals, 0, COUNT)
+        totals = summed(sums, POSITION_AXIS, COUNT)
+    return q_sums, summed(totals, 0, COUNT)
 
 
 @triton.jit
@@ -200,8 +179,8 @@ def _sum_of_splits(
             # Volatile: other programs of this launch wrote them.
             m = tl.broadcast_to(i_split < splits, [ROWS, NP, VP])
             more = more + (tl.load(p_sums + i_row * (NP * VP) + o, mask=m, other=0.0, volatile=True),)
-        totals = _added(totals, more, COUNT)
-    return _summed(totals, 0, COUNT)
+        totals = added(totals, more, COUNT)
+    return summed(totals, 0, COUNT)
 
 
 @triton.jit(do_not_specialize=["present", "blocks", "splits", "chunk", "programs", "group"])
@@ -249,7 +228,7 @@ def norm_moments_few(
     COUNT: tl.constexpr = T * (2 if BIAS else 1)
     VP: tl.constexpr = V if INNER else 1
     i_program = tl.program_id(0)
-    q_sums = repeated(tl.zeros([NB * NP], tl.float32), PAIRS)
+    q_sums = repeated(tl.zeros([NB, NP], tl.float32), PAIRS)
     m_sums = repeated(tl.zeros([NP], tl.float32), PAIRS)
     if SPLIT:
         i_block = i_program // splits
@@ -265,10 +244,15 @@ def norm_moments_few(
             i_row = (i_block.to(tl.int64) * COUNT + k) * splits + i_split
             tl.store(p_sums + i_row * (NP * VP) + o, totals[k])
         zeros = tl.zeros([HALF], tl.float32)
-        store_row(p_partials, i_program, moments_row(pair_row(q_sums, NB * NP, PAIRS, HALF), zeros, HALF), 2 * HALF)
+        store_row(
+            p_partials,
+            i_program,
+            moments_row(pair_row(summed(q_sums, 0, PAIRS), NP, PAIRS, HALF), zeros, HALF),
+            2 * HALF,
+        )
         if is_last(p_tickets + 1 + i_block, splits):
             totals = _sum_of_splits(p_sums, i_block, splits, COUNT, NB * NS, NP, VP)
-            m_sums = _add_pairs(m_sums, totals, NP, VP, T, BIAS)
+            m_sums = _add_pairs(m_sums, totals, T, BIAS, 1)
             row = moments_row(zeros, pair_row(m_sums, NP, PAIRS, HALF), HALF)
             row += sum_rows(p_partials, i_block * splits, splits, 2 * HALF, ROWS)
             store_row(p_partials, programs + i_block, row, 2 * HALF)
@@ -282,8 +266,8 @@ def norm_moments_few(
                 parameter_strides, position_sizes, position_strides, sample_strides, T, BIAS, INNER, PER_SAMPLE,
                 PARAMETER_RANK, POSITION_RANK, NB, NP, NS, V,
             )  # fmt: skip
-            m_sums = _add_pairs(m_sums, totals, NP, VP, T, BIAS)
-        row = moments_row(pair_row(q_sums, NB * NP, PAIRS, HALF), pair_row(m_sums, NP, PAIRS, HALF), HALF)
+            m_sums = _add_pairs(m_sums, totals, T, BIAS, 1)
+        row = moments_row(pair_row(summed(q_sums, 0, PAIRS), NP, PAIRS, HALF), pair_row(m_sums, NP, PAIRS, HALF), HALF)
         last, values = finish(row, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
         if last:
             store_moments(p_M, p_Q, values, batch, T, HALF, PER_SAMPLE)

@@ -58,6 +58,27 @@ def repeated(value, COUNT: tl.constexpr):
 
 
 @triton.jit
+def added(left, right, COUNT: tl.constexpr):
+    """The sums of two tuples."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (left[k] + right[k],)
+    return out
+
+
+@triton.jit
+def summed(tiles, AXIS: tl.constexpr, COUNT: tl.constexpr):
+    """Each of COUNT tiles, added over one dimension.
+
+    Rather than flattened by a reshape: Triton 3.6 counts the numbers of a reduced tile, reshaped, more than once.
+    """
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (tl.sum(tiles[k], AXIS),)
+    return out
+
+
+@triton.jit
 def joined(values, COUNT: tl.constexpr):
     """[N, COUNT] of a tuple of COUNT values [N], a power of two from 2 on. Stays in each thread's registers."""
     if COUNT == 1:
@@ -72,12 +93,12 @@ def joined(values, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_products(sums, left, right, T: tl.constexpr):
-    """``sums`` [N] of each pair k >= j, with the products of left_k and right_j, [N, V], added over V."""
+def add_products(sums, left, right, T: tl.constexpr, AXIS: tl.constexpr = 1):
+    """``sums`` of each pair k >= j, with the products of left_k and right_j added over AXIS: [N] and [N, V], or the like."""
     out = ()
     for k in tl.static_range(T):
         for j in tl.static_range(k + 1):
-            out = out + (sums[k * (k + 1) // 2 + j] + tl.sum(left[k] * right[j], 1),)
+            out = out + (sums[k * (k + 1) // 2 + j] + tl.sum(left[k] * right[j], AXIS),)
     return out
 
 
