@@ -19,9 +19,9 @@ class Case:
     dtype: torch.dtype
     make: Callable[[torch.Generator], list[Any]] = field(repr=False)
 
-    def arguments(self, device: torch.device) -> list[Any]:
-        """The arguments on ``device``, the same at every call."""
-        return map_tensors(lambda tensor: _moved(tensor, device), self.make(torch.Generator().manual_seed(0)))
+    def arguments(self, device: torch.device, draw: int = 0) -> list[Any]:
+        """The arguments on ``device``, the same at every call; other numbers for each ``draw``."""
+        return map_tensors(lambda tensor: _moved(tensor, device), self.make(torch.Generator().manual_seed(draw)))
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}-{str(self.dtype).removeprefix('torch.')}"
