@@ -73,6 +73,34 @@ def test_sum_moments(tasks, shape, dtype, chip):
     assert _bytes(run) == (tasks * size + read, size + written + 2 * tasks**2 * NUMBER)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "shape", "dtype", "samples"),
+    [
+        (3, (200, 1000), torch.float32, 1),
+        (3, (256, 256), torch.bfloat16, 4),
+        (2, (600, 40), torch.float16, 16),
+        (3, (1000, 1), torch.float32, 128),
+    ],
+)
+def test_samples_that_programs_share(tasks, shape, dtype, samples):
+    """Few positions: several samples at a time, and the sums of the shares of all programs written and read once."""
+    grads = _grads(tasks, shape, dtype)
+    with chips.assume(WIDE), executed_as_ptx([0]) as run:
+        backend.sum_moments(grads)
+    (launch,) = run.launches
+    assert launch.kwargs["NB"] == samples
+    programs, blocks, splits = launch.grid[0], launch.bound["blocks"], launch.bound["splits"]
+    assert programs == blocks * splits > 1
+    groups = blocks * -(-splits // launch.bound["group"])
+    rows, width = programs + groups + blocks, 2 * power_of_two(tasks * (tasks + 1) // 2)
+    assert run.total("atomics") == rows
+    tiles = (programs + groups) * tasks * launch.kwargs["N"] * launch.kwargs["V"]
+    size = grads[0].numel() * dtype.itemsize
+    read = tasks * size + (rows * (width + 1) + tiles) * NUMBER
+    written = size + (rows * (width + 1) + tiles + groups + blocks + 1 + 2 * tasks**2) * NUMBER
+    assert _bytes(run) == (read, written)
+
+
 def test_a_missing_gradient_is_not_read():
     grads = _grads(3, (4, 1000), torch.float32)
     with chips.assume(SMALL), executed_as_ptx([0]) as run:

@@ -190,7 +190,7 @@ def test_offsets_are_of_64_bits(op):
     shape = (4, 1 << 20)
     launch = _launch(lambda: getattr(backend, op)([torch.empty(shape, device="cuda") for _ in range(2)]))
     text = launch.compiled().asm["ttir"]
-    block = f"{launch.kwargs['N']}x{launch.kwargs['V']}"
+    block = "x".join(str(launch.kwargs[name]) for name in ("NB", "N", "V") if name in launch.kwargs)
     moved = [line for line in text.splitlines() if "tt.addptr" in line and f"tensor<{block}x!tt.ptr" in line]
     assert moved
     assert all(f"tensor<{block}xi64>" in line for line in moved), [line for line in moved if "xi64" not in line]

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from fastmtl.backends.triton.chips import Chip
-from fastmtl.backends.triton.launching import Programs
+from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.tuning import tunable
+from fastmtl.backends.triton.workspace import TICKETS
 
 # Tasks whose tiles fit the registers side by side: with 16-bit gradients 8 tasks take some 210 registers a thread, 10 all 255.
 FEW = 8
 # Four warps have T loads of 16 bytes a thread under way; more would only make a program's reductions dearer.
 WARPS = 4
-# The sums of a share of the samples go through memory in float32, twice. With this many samples a share that is at most a
-# tenth of the traffic for 16-bit gradients, and a twentieth for float32.
+# The sums of a share of the samples go through memory in float32, twice; for many tasks they are read by one program a block.
+# With this many samples a share that is at most a tenth of the traffic for 16-bit gradients, and a twentieth for float32.
 LEAST_SAMPLES = 32
+# For few tasks many programs read them, and no more are written than the programs of a chip hold: some megabytes, which stay in
+# the L2 cache. What counts is that few samples, too, keep all processors busy.
+LEAST_SAMPLES_OF_FEW = 8
 # Each block has a ticket, see `workspace.TICKETS`.
 MOST_BLOCKS = 1000
+# Where the samples of blocks are shared out, programs in groups have tickets too: at most one each.
+MOST_SHARES = TICKETS // 2 - 1
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Blocks of ``rows`` groups of positions, and the programs that share them; ``splits`` programs share a block's samples."""
+    """Blocks of ``rows`` groups of positions, and the programs that share them; ``splits`` programs share a block's samples.
+
+    ``samples`` of these are read at a time.
+    """
 
     rows: int
     blocks: int
     programs: Programs
     splits: int = 1
+    samples: int = 1
     warps: int = WARPS
+
+    @property
+    def group(self) -> int:
+        """Programs of a block that share a ticket: so many that each level of sums has about as many terms."""
+        return power_of_two(math.isqrt(self.splits))
 
     @property
     def sharing(self) -> dict[str, int]:
         """How the kernel is to share out the work."""
         if self.splits > 1:
-            return {"splits": self.splits, "blocks": self.blocks}
+            return {"splits": self.splits, "group": self.group, "blocks": self.blocks}
         return {"programs": self.programs.count, "group": self.programs.group}
 
     def partials(self, width: int, tile: int) -> int:
         """Numbers of workspace for partial results of ``width``, and where samples are shared out a tile of each program."""
         if self.splits == 1:
             return self.programs.partials(width)
-        return (self.programs.count + self.blocks) * width + self.programs.count * tile
+        shares = self.programs.count + self.blocks * -(-self.splits // self.group)
+        return (shares + self.blocks) * width + shares * tile
 
     def neighbours(self) -> list[TileConfig]:
         """Half and twice as many programs."""
         if self.splits > 1:
-            splits = [split for split in (self.splits // 2, 2 * self.splits) if split > 1]
+            splits = [s for s in (self.splits // 2, 2 * self.splits) if s > 1 and s * self.blocks <= MOST_SHARES]
             return [replace(self, splits=split, programs=Programs(self.blocks * split)) for split in splits]
         counts = {max(1, self.programs.count // 2), min(self.blocks, 2 * self.programs.count)} - {
             self.programs.count,
@@ -112,15 +129,20 @@ def by_blocks(chip: Chip, tasks: int, positions: int, V: int, registers: int, it
     return _by_blocks(chip, tasks, positions, V, registers, itemsize)
 
 
-def splits_of(programs: int, blocks: int, batch: int) -> int:
+def splits_of(programs: int, blocks: int, batch: int, least: int = LEAST_SAMPLES) -> int:
     """Programs to share the samples of each block, where blocks alone are fewer than ``programs``; else 1."""
-    splits = min(programs // max(1, blocks), batch // LEAST_SAMPLES)
+    splits = min(min(programs, MOST_SHARES) // max(1, blocks), batch // least)
     return splits if splits > 1 and blocks <= MOST_BLOCKS else 1
 
 
 @tunable
 def by_samples(chip: Chip, tasks: int, batch: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:
-    """The same where blocks keep the memory busy; else the samples of each block are shared out as well."""
+    """The same where blocks keep the memory busy; else the samples of each block are shared out as well.
+
+    A sample with fewer positions than a block takes fewer rows, and more samples are read at a time.
+    """
     config = _by_blocks(chip, tasks, positions, V, registers, itemsize)
-    splits = splits_of(wanted(chip, tasks, registers, V * itemsize), config.blocks, batch)
+    rows = min(config.rows, power_of_two(-(-positions // V)))
+    config = replace(config, rows=rows, samples=min(config.rows // rows, power_of_two(batch)))
+    splits = splits_of(wanted(chip, tasks, registers, V * itemsize), config.blocks, batch, LEAST_SAMPLES_OF_FEW)
     return config if splits == 1 else replace(config, programs=Programs(config.blocks * splits), splits=splits)

@@ -99,7 +99,9 @@ def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None
     HALF = power_of_two(tasks * (tasks + 1) // 2)
     numbers = config.partials(2 * HALF, tasks * config.rows * V)
     memory, tickets = workspace(total.device, step.scratch + numbers)
-    kernel = kernels.sum_moments_few if config.splits == 1 else kernels.sum_moments_split
+    kernel, shares = kernels.sum_moments_few, {}
+    if config.splits > 1:
+        kernel, shares = kernels.sum_moments_split, {"R": rows_for(power_of_two(tasks * config.rows * V))}
     kernel[(config.programs.count,)](
         inputs.tensors,
         total,
@@ -111,7 +113,9 @@ def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None
         **config.sharing,
         **inputs.samples,
         **step.arguments(M, memory.narrow(0, 0, step.scratch)),
+        **shares,
         T=tasks,
+        NB=config.samples,
         N=config.rows,
         V=V,
         HALF=HALF,

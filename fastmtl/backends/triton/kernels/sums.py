@@ -8,28 +8,27 @@ from fastmtl.backends.triton.kernels.gnr import gnr_step
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
 from fastmtl.backends.triton.kernels.tiles import (
     add_products,
+    added,
     joined,
     load_tile,
     repeated,
     store_symmetric,
+    summed,
     tile_mask,
     tile_offsets,
 )
 
 
 @triton.jit
-def load_and_sum(
-    grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T: tl.constexpr
-):
+def load_and_sum(grads, p_total, m, present, o_grads, o_total, T: tl.constexpr):
     """A tuple of T float32 tiles; their sum, in the order of the tasks, goes to ``p_total``."""
     tiles = ()
     for k in tl.static_range(T):
-        tiles = tiles + (load_tile(grads[k] + i_sample * sample_strides[k] + o_grads[k], m, k, present),)
+        tiles = tiles + (load_tile(grads[k] + o_grads[k], m, k, present),)
     total = tiles[0]
     for k in tl.static_range(1, T):
         total = total + tiles[k]
-    p = p_total + i_sample * total_sample_stride + o_total
-    tl.store(p, total.to(p_total.dtype.element_ty), mask=m)
+    tl.store(p_total + o_total, total.to(p_total.dtype.element_ty), mask=m)
     return tiles
 
 
@@ -79,12 +78,11 @@ def sum_norms_few(
     """Reads each gradient once and writes the sum once; the last program writes the norms, and makes GradNorm's step."""
     i_program = tl.program_id(0)
     sums = repeated(tl.zeros([N], tl.float32), T)
-    no_samples = repeated(0, T)
     for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
         m = tile_mask(i_block, positions, N, V, VECTOR)
         o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
         o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
-        tiles = load_and_sum(grads, p_total, 0, m, present, o_grads, o_total, no_samples, 0, T)
+        tiles = load_and_sum(grads, p_total, m, present, o_grads, o_total, T)
         added = ()
         for k in tl.static_range(T):
             added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
@@ -115,6 +113,16 @@ def _store_moments(p_M, p_Q, values, batch, T: tl.constexpr, HALF: tl.constexpr)
 
 
 @triton.jit
+def _of_samples(i_sample, stride, offsets, V: tl.constexpr, VECTOR: tl.constexpr):
+    """[NB, N, V]: the offsets [N, V] of a block in samples [NB, 1, 1]; aligned groups of V are aligned in every sample."""
+    o = i_sample * stride + offsets[None, :, :]
+    if VECTOR:
+        return tl.multiple_of(o, [1, 1, V])
+    else:
+        return o
+
+
+@triton.jit
 def _sum_samples(
     grads,
     p_total,
@@ -131,26 +139,29 @@ def _sum_samples(
     total_sample_stride,
     T: tl.constexpr,
     RANK: tl.constexpr,
+    NB: tl.constexpr,
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """A block's samples first ... last - 1: ``q_sums`` with their products added, and the T [N, V] sums over samples."""
-    m = tile_mask(i_block, positions, N, V, VECTOR)
+    """A block's samples first ... last - 1, NB at a time: ``q_sums`` [NB, N] with their products, T [N, V] sums of samples."""
+    m_block = tile_mask(i_block, positions, N, V, VECTOR)
     o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
     o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
-    sample_sums = repeated(tl.zeros([N, V], tl.float32), T)
-    for b in range(first, last):
-        i_sample = b.to(tl.int64)
-        tiles = load_and_sum(
-            grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T
-        )
-        q_sums = add_products(q_sums, tiles, tiles, T)
-        added = ()
+    sums = repeated(tl.zeros([NB, N, V], tl.float32), T)
+    for i_first in range(first, last, NB):
+        i_sample = (i_first + tl.arange(0, NB)).to(tl.int64)[:, None, None]
+        m = m_block[None, :, :]
+        if NB > 1:
+            m = m & (i_sample < last)
+        o_tiles = ()
         for k in tl.static_range(T):
-            added = added + (sample_sums[k] + tiles[k],)
-        sample_sums = added
-    return q_sums, sample_sums
+            o_tiles = o_tiles + (_of_samples(i_sample, sample_strides[k], o_grads[k], V, VECTOR),)
+        o_tile = _of_samples(i_sample, total_sample_stride, o_total, V, VECTOR)
+        tiles = load_and_sum(grads, p_total, m, present, o_tiles, o_tile, T)
+        q_sums = add_products(q_sums, tiles, tiles, T, 2)
+        sums = added(sums, tiles, T)
+    return q_sums, summed(sums, 0, T)
 
 
 @triton.jit(do_not_specialize=["present", "programs", "group", "samples", "accumulation"])
@@ -181,6 +192,7 @@ def sum_moments_few(
     floor: tl.float64,
     T: tl.constexpr,
     RANK: tl.constexpr,
+    NB: tl.constexpr,  # samples that are read at a time
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -195,15 +207,15 @@ def sum_moments_few(
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
     i_program = tl.program_id(0)
     PAIRS: tl.constexpr = T * (T + 1) // 2
-    q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
+    q_sums = repeated(tl.zeros([NB, N], tl.float32), PAIRS)
     m_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
     for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
         q_sums, sample_sums = _sum_samples(
             grads, p_total, i_block, 0, batch, q_sums, present, positions, sizes, strides, sample_strides,
-            total_strides, total_sample_stride, T, RANK, N, V, VECTOR,
+            total_strides, total_sample_stride, T, RANK, NB, N, V, VECTOR,
         )  # fmt: skip
         m_sums = add_products(m_sums, sample_sums, sample_sums, T)
-    values = _both(q_sums, m_sums, N, PAIRS, HALF)
+    values = _both(summed(q_sums, 0, PAIRS), m_sums, N, PAIRS, HALF)
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
     if last:
         _store_moments(p_M, p_Q, values, batch, T, HALF)
@@ -215,18 +227,46 @@ def sum_moments_few(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["present", "splits", "blocks", "samples", "accumulation"])
+@triton.jit
+def _sum_shares(p_tiles, first, count, T: tl.constexpr, R: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """T tiles [N, V], added over the shares first ... first + count - 1, R at a time in a fixed order.
+
+    Volatile: other programs of this launch wrote them.
+    """
+    o = tl.arange(0, N)[None, :, None] * V + tl.arange(0, V)[None, None, :]
+    sums = repeated(tl.zeros([R, N, V], tl.float32), T)
+    for i in range(0, count, R):
+        i_share = i + tl.arange(0, R)[:, None, None]
+        more = ()
+        for k in tl.static_range(T):
+            p = p_tiles + ((first + i_share).to(tl.int64) * T + k) * (N * V) + o
+            m = tl.broadcast_to(i_share < count, [R, N, V])
+            more = more + (tl.load(p, mask=m, other=0.0, volatile=True),)
+        sums = added(sums, more, T)
+    return summed(sums, 0, T)
+
+
+@triton.jit
+def _store_tiles(p_tiles, i_share, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """Write a share's T tiles [N, V]."""
+    o = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
+    for k in tl.static_range(T):
+        tl.store(p_tiles + (i_share.to(tl.int64) * T + k) * (N * V) + o, tiles[k])
+
+
+@triton.jit(do_not_specialize=["present", "splits", "group", "blocks", "samples", "accumulation"])
 def sum_moments_split(
     grads,
     p_total,
     p_M,
     p_Q,
-    p_partials,  # (blocks * splits + blocks) * 2 HALF, then blocks * splits * T * N * V
+    p_partials,  # rows of 2 HALF: of programs, groups and blocks; then tiles of T * N * V: of programs and groups
     p_tickets,
     present,
     batch,
     positions,
-    splits,
+    splits,  # programs of each block
+    group,  # programs of a block that share a ticket
     blocks,
     sizes,
     strides,
@@ -243,11 +283,13 @@ def sum_moments_split(
     floor: tl.float64,
     T: tl.constexpr,
     RANK: tl.constexpr,
+    NB: tl.constexpr,
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
+    R: tl.constexpr,  # tiles of each task that are read at a time
     STEP: tl.constexpr,  # whether the update of the GNR weights follows
     P: tl.constexpr,
     LOSS_SUM: tl.constexpr,
@@ -256,40 +298,43 @@ def sum_moments_split(
 ):
     """As `sum_moments_few` for few positions and many samples: a program takes a share of the samples of one block.
 
-    M needs the sum over all samples before its square, so the sums of the shares go through memory: once written and once
-    read, by the last program of each block.
+    M needs the sum over all samples before its square, so the sums of the shares go through memory: the last program of a
+    group of shares adds up the group's, the last of these the groups', as in `finish`.
     """
     i_program = tl.program_id(0)
     i_block = i_program // splits
     i_split = i_program % splits
+    i_member = i_split // group
+    groups = tl.cdiv(splits, group)
+    members = tl.minimum(group, splits - i_member * group)
+    i_group = i_block * groups + i_member
     PAIRS: tl.constexpr = T * (T + 1) // 2
-    zeros = tl.zeros([N], tl.float32)
-    q_sums, sample_sums = _sum_samples(
-        grads, p_total, i_block, batch * i_split // splits, batch * (i_split + 1) // splits, repeated(zeros, PAIRS),
-        present, positions, sizes, strides, sample_strides, total_strides, total_sample_stride, T, RANK, N, V, VECTOR,
+    nothing = repeated(tl.zeros([N], tl.float32), PAIRS)
+    q_sums, tiles = _sum_samples(
+        grads, p_total, i_block, batch * i_split // splits, batch * (i_split + 1) // splits,
+        repeated(tl.zeros([NB, N], tl.float32), PAIRS), present, positions, sizes, strides, sample_strides,
+        total_strides, total_sample_stride, T, RANK, NB, N, V, VECTOR,
     )  # fmt: skip
-    store_row(p_partials, i_program, _both(q_sums, repeated(zeros, PAIRS), N, PAIRS, HALF), 2 * HALF)
-    p_sums = p_partials + (blocks * (splits + 1)).to(tl.int64) * (2 * HALF)
-    p_tile = p_sums + tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
-    for k in tl.static_range(T):
-        tl.store(p_tile + (i_program.to(tl.int64) * T + k) * (N * V), sample_sums[k])
-    if is_last(p_tickets + 1 + i_block, splits):
-        whole = repeated(tl.zeros([N, V], tl.float32), T)
-        for i in range(splits):
-            i_share = (i_block * splits + i).to(tl.int64) * T
-            added = ()
-            for k in tl.static_range(T):
-                added = added + (whole[k] + tl.load(p_tile + (i_share + k) * (N * V), volatile=True),)
-            whole = added
-        m_sums = add_products(repeated(zeros, PAIRS), whole, whole, T)
-        values = _both(repeated(zeros, PAIRS), m_sums, N, PAIRS, HALF)
-        values += sum_rows(p_partials, i_block * splits, splits, 2 * HALF, ROWS)
-        store_row(p_partials, blocks * splits + i_block, values, 2 * HALF)
-        if is_last(p_tickets, blocks):
-            _store_moments(p_M, p_Q, sum_rows(p_partials, blocks * splits, blocks, 2 * HALF, ROWS), batch, T, HALF)
-            if STEP:
-                tl.debug_barrier()
-                gnr_step(
-                    p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
-                    T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
-                )  # fmt: skip
+    p_group_rows = p_partials + (blocks * splits).to(tl.int64) * (2 * HALF)
+    p_block_rows = p_group_rows + (blocks * groups).to(tl.int64) * (2 * HALF)
+    p_tiles = p_block_rows + blocks.to(tl.int64) * (2 * HALF)
+    p_group_tiles = p_tiles + (blocks * splits).to(tl.int64) * (T * N * V)
+    store_row(p_partials, i_program, _both(summed(q_sums, 0, PAIRS), nothing, N, PAIRS, HALF), 2 * HALF)
+    _store_tiles(p_tiles, i_program, tiles, T, N, V)
+    if is_last(p_tickets + 1 + blocks + i_group, members):
+        i_first = i_block * splits + i_member * group
+        store_row(p_group_rows, i_group, sum_rows(p_partials, i_first, members, 2 * HALF, ROWS), 2 * HALF)
+        _store_tiles(p_group_tiles, i_group, _sum_shares(p_tiles, i_first, members, T, R, N, V), T, N, V)
+        if is_last(p_tickets + 1 + i_block, groups):
+            whole = _sum_shares(p_group_tiles, i_block * groups, groups, T, R, N, V)
+            values = _both(nothing, add_products(nothing, whole, whole, T), N, PAIRS, HALF)
+            values += sum_rows(p_group_rows, i_block * groups, groups, 2 * HALF, ROWS)
+            store_row(p_block_rows, i_block, values, 2 * HALF)
+            if is_last(p_tickets, blocks):
+                _store_moments(p_M, p_Q, sum_rows(p_block_rows, 0, blocks, 2 * HALF, ROWS), batch, T, HALF)
+                if STEP:
+                    tl.debug_barrier()
+                    gnr_step(
+                        p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
+                        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+                    )  # fmt: skip
