@@ -89,6 +89,8 @@ def statistics_dtype(tensor: Tensor) -> torch.dtype:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one block of memory without gaps or overlaps, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:
@@ -111,4 +113,4 @@ def empty_total(grads: Sequence[Tensor | None]) -> Tensor:
 def columns(tensors: Sequence[Tensor | None], tasks: int) -> list[list[Tensor | None]]:
     """Task-major list to N lists of T tensors: the same tensor of every task side by side."""
     per_task = len(tensors) // tasks
-    return [[tensors[task * per_task + n] for task in range(tasks)] for n in range(per_task)]
+    return [list(tensors[n::per_task]) for n in range(per_task)]

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -48,9 +49,14 @@ def _device_of(arguments: Sequence[Any]) -> torch.device:
     raise AssertionError("every op takes at least one tensor")
 
 
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"fastmtl.backends.triton.{name}")
+
+
 def _run(module: str, op: str, *arguments: Any) -> Any:
     """Call an op's launches (importing them imports Triton), with the device of its tensors as the current one."""
-    launch = getattr(importlib.import_module(f"fastmtl.backends.triton.{module}"), op)
+    launch = getattr(_module(module), op)
     device = _device_of(arguments)
     if device.type == "cpu":  # executed without a GPU, by the tests
         return launch(*arguments)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -71,20 +72,31 @@ def layout_of(tensors: Sequence[Tensor], by_sample: bool) -> Layout | None:
         by_sample: whether dimension 0 is that of the samples and not of the positions.
     """
     first = tensors[0]
+    strides = tuple([tensor.stride() for tensor in tensors])
+    widths = tuple([width(tensor) for tensor in tensors])
+    layout = _layout(tuple(first.shape), strides, widths, by_sample)
+    if layout is None or not layout.vector or all(map(aligned, tensors)):
+        return layout
+    return replace(layout, vector=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(
+    shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], widths: tuple[int, ...], by_sample: bool
+) -> Layout | None:
+    """As `layout_of`, of aligned tensors with ``widths`` elements in 16 bytes. Remembered: shapes come back at each step."""
     start = 1 if by_sample else 0
-    dims = [dim for dim in range(start, first.dim()) if first.shape[dim] != 1]
-    order = sorted(dims, key=first.stride, reverse=True)  # stable: equal strides stay in the order of dimensions
-    sizes, strides = merged(first.shape, [tensor.stride() for tensor in tensors], order)
+    dims = [dim for dim in range(start, len(shape)) if shape[dim] != 1]
+    # Stable: equal strides stay in the order of dimensions.
+    order = sorted(dims, key=strides[0].__getitem__, reverse=True)
+    sizes, merged_strides = merged(shape, strides, order)
     if len(sizes) > MAX_RANK:
         return None
-    by_tensor = tuple(tuple(dim[k] for dim in strides) for k in range(len(tensors)))
-    samples = tuple(tensor.stride(0) if by_sample and tensor.dim() else 0 for tensor in tensors)
+    by_tensor = tuple(tuple(dim[k] for dim in merged_strides) for k in range(len(strides)))
+    samples = tuple(stride[0] if by_sample and stride else 0 for stride in strides)
     vector = all(
-        sizes[-1] % width(tensor) == 0
-        and own[-1] == 1
-        and all(stride % width(tensor) == 0 for stride in (*own[:-1], sample))
-        and aligned(tensor)
-        for tensor, own, sample in zip(tensors, by_tensor, samples, strict=True)
+        sizes[-1] % wide == 0 and own[-1] == 1 and all(stride % wide == 0 for stride in (*own[:-1], sample))
+        for wide, own, sample in zip(widths, by_tensor, samples, strict=True)
     )
     return Layout(tuple(sizes), by_tensor, samples, vector)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,7 @@ from fastmtl.backends.triton.rows import precision_of
 from fastmtl.backends.triton.workspace import workspace
 
 
-@dataclass(frozen=True)
-class _Column:
+class _Column(NamedTuple):
     """T tensors of one shape, and where their sum goes; ``layout`` is None where all of them are one flat run alike."""
 
     tensors: tuple[Tensor, ...]
@@ -38,18 +38,30 @@ def _layout(tensors: Sequence[Tensor]) -> tuple[Layout | None, bool]:
         ValueError: the index arithmetic cannot follow.
     """
     first = tensors[0]
-    stride = first.stride()
-    if is_dense(first) and all(tensor.stride() == stride for tensor in tensors):
-        return None, first.numel() % width(first) == 0 and all(aligned(tensor) for tensor in tensors)
+    if is_dense(first) and all(tensor.stride() == first.stride() for tensor in tensors):
+        return None, _in_vectors(tensors)
     layout = layout_of(tensors, by_sample=False)
     if layout is None:
         raise ValueError("more dimensions than the kernels follow")
     return (None if layout.rank == 1 and all(own == (1,) for own in layout.strides) else layout), layout.vector
 
 
+def _in_vectors(tensors: Sequence[Tensor]) -> bool:
+    """Whether flat runs are whole groups of 16 bytes."""
+    first = tensors[0]
+    return first.numel() % width(first) == 0 and all(map(aligned, tensors))
+
+
 def _column(given: Sequence[Tensor | None], out: Tensor | None) -> _Column:
     """A column as the kernels take it: copies only where the index arithmetic cannot follow the strides."""
     here = present_of(given)
+    arrived = tuple([tensor is not None for tensor in given])
+    # The usual case first, in few steps: with hundreds of tensors they are most of a call.
+    pointers = here if out is None else [out, *here]
+    if all(map(Tensor.is_contiguous, pointers)):
+        stand_in = pointers[0]
+        tensors = here if len(here) == len(given) else [stand_in if tensor is None else tensor for tensor in given]
+        return _Column(tuple(tensors), arrived, out, None, _in_vectors(pointers))
     # The first decides in which order positions are read.
     first = out if out is not None else next((tensor for tensor in here if is_dense(tensor)), here[0])
     tensors = [first if tensor is None else tensor for tensor in given]
@@ -61,7 +73,15 @@ def _column(given: Sequence[Tensor | None], out: Tensor | None) -> _Column:
         tensors = [first if tensor is None else as_first(first, tensor) for tensor in given]
         out = None if out is None else first
         layout, vector = _layout([first, *tensors])
-    return _Column(tuple(tensors), tuple(tensor is not None for tensor in given), out, layout, vector)
+    return _Column(tuple(tensors), arrived, out, layout, vector)
+
+
+@functools.lru_cache(maxsize=1024)
+def _words(present: tuple[bool, ...]) -> tuple[int, ...]:
+    bits = sum(1 << k for k, here in enumerate(present) if here)
+    size, tasks = kernels.WORD.value, len(present)
+    parts = ((bits >> shift) % (1 << size) for shift in range(0, tasks, size))
+    return tuple(2 * part + 1 - (1 << 31) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -89,13 +109,7 @@ class _Group:
     @property
     def present(self) -> tuple[tuple[int, ...], ...]:
         """G tuples of words: 30 bits between two that are set, see `kernels.lists`."""
-        words = []
-        for column in self.columns:
-            bits = sum(1 << k for k, here in enumerate(column.present) if here)
-            size, tasks = kernels.WORD.value, len(column.present)
-            parts = ((bits >> shift) % (1 << size) for shift in range(0, tasks, size))
-            words.append(tuple(2 * part + 1 - (1 << 31) for part in parts))
-        return self._padded(words)
+        return self._padded([_words(column.present) for column in self.columns])
 
     def _padded(self, values: list[Any]) -> tuple[Any, ...]:
         return tuple(values + values[:1] * (self.G - len(values)))
