@@ -14,20 +14,20 @@ MOST_TASKS = 10  # whose tiles are held in registers: those of their pairs' prod
 _MOST_TILES = 1 << 17  # their tickets fit the workspace twice: those of Q and those of M
 
 # Registers of a thread for tiles. With these, with those of the pairs' products and of one tile's operands, the kernels
-# keep within 255 and nothing is spilled.
-_REGISTERS = 96
+# keep within 255 and nothing is spilled: by warp size, as AMD's compiler takes more.
+_REGISTERS = {32: 96, 64: 80}
 _MANY = 6  # tasks whose 28 and more pairs take as many registers as their tiles
 
 
-def _held(tasks: int, per_sample: bool) -> int:
+def _held(tasks: int, per_sample: bool, warp_size: int) -> int:
     """Numbers of each tile that a thread holds, beside their sums over samples where there are."""
     kept = tasks * (2 if per_sample else 1)
-    return next(numbers for numbers in (32, 16, 8, 4) if numbers * kept <= _REGISTERS)
+    return next(numbers for numbers in (32, 16, 8, 4) if numbers * kept <= _REGISTERS[warp_size])
 
 
 def fits(tasks: int, per_sample: bool, numbers: int) -> bool:
     """Whether weight gradients of so many ``numbers`` can be formed by the kernel."""
-    return tasks <= MOST_TASKS and numbers <= _MOST_TILES * 128 * _held(tasks, per_sample)
+    return tasks <= MOST_TASKS and numbers <= _MOST_TILES * 128 * _held(tasks, per_sample, 64)
 
 
 # What a multiply-add of the kernel takes, of those of torch's float32 products: tensor cores, for float32 in three parts.
@@ -49,7 +49,6 @@ class FormConfig:
     positions: int
     warps: int
     stages: int
-    lean: bool  # whether offsets are computed again rather than kept
 
     @property
     def options(self) -> dict[str, int]:
@@ -80,21 +79,22 @@ class Shape:
     positions: int
 
 
-def form_config(shape: Shape) -> FormConfig:
+def form_config(chip: Chip, shape: Shape) -> FormConfig:
     """The tile of T tasks' gradients.
 
     Each warp has 16 of the inputs, so that every thread holds parts of the same rows and columns of all tasks' tiles, and
     four have 64, which suits the instructions of all chips. What is left of the registers decides on the outputs.
     """
-    held = _held(shape.tasks, shape.per_sample)
+    held = _held(shape.tasks, shape.per_sample, chip.warp_size)
     warps = min(4, max(1, power_of_two(shape.rows) // 16))
     # Tiles are read from the cache, which limits the products: twice as many inputs a tile read an element in two thirds
     # of the time. Inputs read singly take too many registers for that, and a tile should not meet two elements of a kernel.
-    if shape.rows % 128 == 0 and shape.whole and (not shape.unfolded or shape.channels % 128 == 0):
+    many = shape.tasks > _MANY or chip.warp_size != 32
+    if not many and shape.rows % 128 == 0 and shape.whole and (not shape.unfolded or shape.channels % 128 == 0):
         warps = 8
     narrow = shape.unfolded and not shape.whole
     # Short chains of products in tensor cores, as these truncate.
-    most_positions = 16 if narrow or shape.bits == 32 else 64 if shape.whole and shape.tasks <= _MANY else 32
+    most_positions = 16 if narrow or shape.bits == 32 else 64 if shape.whole and not many else 32
     return FormConfig(
         inputs=16 * warps,
         outputs=min(2 * held, 64, max(8, power_of_two(shape.outputs))),
@@ -102,7 +102,6 @@ def form_config(shape: Shape) -> FormConfig:
         warps=warps,
         # The loads of two steps under way; of one where products of pairs or split operands take the registers.
         stages=2 if shape.tasks > _MANY and (shape.per_sample or shape.bits == 32) else 3,
-        lean=shape.unfolded or shape.tasks > _MANY,
     )
 
 

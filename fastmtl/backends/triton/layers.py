@@ -149,9 +149,10 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
     unfolded = geometry.area > 1
     whole = _readable_whole(inputs, channels) if unfolded else channels % 16 == 0
     config = layer_configs.form_config(
+        chip,
         layer_configs.Shape(
             tasks, operand.primitive_bitwidth, per_sample, unfolded, whole, channels, rows, outputs, positions
-        )
+        ),
     )
     tiles_in, tiles_out = -(-rows // config.inputs) + operands.bias, -(-outputs // config.outputs)
     tiles = groups * tiles_in * tiles_out
@@ -222,7 +223,6 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
         ROWS=rows_for(HALF),
         WARPS=config.warps,
         LONG=tl.int64 if max(map(_span, (inputs, *grads))) >= 1 << 31 else tl.int32,
-        LEAN=config.lean,
         QUICK=(positions + config.positions) * max(*at_inputs.sizes, *at_grads.sizes) <= 1 << 32,
         **config.options,
         **OPTIONS,

@@ -194,8 +194,7 @@ def of_weight(
     T: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr, GRAD_RANK: tl.constexpr,
     ALIKE: tl.constexpr, CHECKED: tl.constexpr, CHANNELS_INNER: tl.constexpr, ONE_TAP: tl.constexpr,
     PER_SAMPLE: tl.constexpr, BATCH: tl.constexpr, ONE_STEP: tl.constexpr, STORED: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, HALF: tl.constexpr, WARPS: tl.constexpr, LONG: tl.constexpr, LEAN: tl.constexpr,
-    QUICK: tl.constexpr,
+    PRECISION: tl.constexpr, HALF: tl.constexpr, WARPS: tl.constexpr, LONG: tl.constexpr, QUICK: tl.constexpr,
 ):  # fmt: skip
     """Contributions to Q and M [HALF] of a tile of the weight."""
     first_sample, last_sample, first_position, last_position = span
@@ -210,11 +209,12 @@ def of_weight(
     o_row = channel.to(LONG) * input_strides[2] + offsets(taps, tap_strides, 3, LONG)
     q_sums = repeated(tl.zeros([N], tl.float32), T * (T + 1) // 2)
     sums = repeated(tl.zeros([N, V], tl.float32), T)
-    for b in tl.range(first_sample, last_sample, disable_licm=LEAN):
+    # Offsets and masks are computed again rather than kept: registers are short.
+    for b in tl.range(first_sample, last_sample, disable_licm=True):
         i_sample = b.to(tl.int64)
         tiles = repeated(tl.zeros([BI, BO], tl.float32), T)
         # A loop of one step vanishes: the next sample's loads are then under way during this one's products.
-        for i_first in tl.range(first_position, BK if ONE_STEP else last_position, BK, disable_licm=LEAN):
+        for i_first in tl.range(first_position, BK if ONE_STEP else last_position, BK, disable_licm=True):
             i_position = i_first + tl.arange(0, BK)
             m_position = i_position < last_position
             a = load_inputs(
@@ -304,7 +304,6 @@ def form_moments(
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
     LONG: tl.constexpr,  # int64, or int32 where no tensor reaches further
-    LEAN: tl.constexpr,  # whether offsets and masks are computed again rather than kept in registers
     QUICK: tl.constexpr,  # as of `coordinates`
 ):
     """A program takes a tile [BI, BO] of all tasks' gradients, and all samples or a slice of them.
@@ -349,7 +348,7 @@ def form_moments(
             p_inputs + i_group * input_strides[1] + input_start, grads, p_stored, task_stride, present, i_group,
             i_tile_in * BI, i_out, m_out, span, channels, rows, area, kernel, geometry, (sizes, reciprocals, position_strides),
             tap_strides, input_strides, grad_layout, T, BI, BO, BK, RANK, GRAD_RANK, ALIKE, CHECKED, CHANNELS_INNER,
-            ONE_TAP, PER_SAMPLE, BATCH, ONE_STEP, SLICED and BATCH, OPERAND, PRECISION, HALF, WARPS, LONG, LEAN, QUICK,
+            ONE_TAP, PER_SAMPLE, BATCH, ONE_STEP, SLICED and BATCH, OPERAND, PRECISION, HALF, WARPS, LONG, QUICK,
         )  # fmt: skip
     i_pair = tl.arange(0, HALF)
     if PER_SAMPLE:
