@@ -14,7 +14,7 @@ MOST_TASKS = 10  # whose tiles are held in registers: those of their pairs' prod
 _MOST_TILES = 1 << 17  # their tickets fit the workspace twice: those of Q and those of M
 
 # Registers of a thread for tiles. With these, with those of the pairs' products and of one tile's operands, the kernels
-# keep within 255 and nothing is spilled: by warp size, as AMD's compiler takes more.
+# keep within 255 and nothing is spilled: by warp size, as AMD's compiler takes more, as do products without tensor cores.
 _REGISTERS = {32: 96, 64: 80}
 _MANY = 6  # tasks whose 28 and more pairs take as many registers as their tiles
 
@@ -71,6 +71,7 @@ class Shape:
     tasks: int
     bits: int  # of an operand
     per_sample: bool
+    plain: bool  # whether float32 products are formed without tensor cores
     unfolded: bool  # by a kernel of more than one element
     whole: bool  # whether 16 bytes of the inputs can be read at once
     channels: int  # of a group
@@ -85,11 +86,11 @@ def form_config(chip: Chip, shape: Shape) -> FormConfig:
     Each warp has 16 of the inputs, so that every thread holds parts of the same rows and columns of all tasks' tiles, and
     four have 64, which suits the instructions of all chips. What is left of the registers decides on the outputs.
     """
-    held = _held(shape.tasks, shape.per_sample, chip.warp_size)
+    held = _held(shape.tasks, shape.per_sample, 64 if shape.plain else chip.warp_size)
     warps = min(4, max(1, power_of_two(shape.rows) // 16))
     # Tiles are read from the cache, which limits the products: twice as many inputs a tile read an element in two thirds
     # of the time. Inputs read singly take too many registers for that, and a tile should not meet two elements of a kernel.
-    many = shape.tasks > _MANY or chip.warp_size != 32
+    many = shape.tasks > _MANY or chip.warp_size != 32 or shape.plain
     if not many and shape.rows % 128 == 0 and shape.whole and (not shape.unfolded or shape.channels % 128 == 0):
         warps = 8
     narrow = shape.unfolded and not shape.whole

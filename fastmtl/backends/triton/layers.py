@@ -31,6 +31,8 @@ from fastmtl.backends.triton.layout import merged
 from fastmtl.backends.triton.rows import precision_of
 from fastmtl.backends.triton.workspace import TICKETS, workspace
 
+# In float32, tensor cores with operands in parts are a little less exact than plain products, which are no slower here.
+_FEW_PRODUCTS = 1 << 22
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # all else is multiplied as float32
 
 
@@ -148,10 +150,12 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
     chip = chip_of(like.device)
     unfolded = geometry.area > 1
     whole = _readable_whole(inputs, channels) if unfolded else channels % 16 == 0
+    few = operand == tl.float32 and tasks * samples * positions * rows * outputs * groups < _FEW_PRODUCTS
+    precision = "ieee" if few else precision_of(chip)
     config = layer_configs.form_config(
         chip,
         layer_configs.Shape(
-            tasks, operand.primitive_bitwidth, per_sample, unfolded, whole, channels, rows, outputs, positions
+            tasks, operand.primitive_bitwidth, per_sample, few, unfolded, whole, channels, rows, outputs, positions
         ),
     )
     tiles_in, tiles_out = -(-rows // config.inputs) + operands.bias, -(-outputs // config.outputs)
@@ -218,7 +222,7 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
         ONE_STEP=per_sample and positions <= config.positions,
         SLICED=sliced,
         OPERAND=operand,
-        PRECISION=precision_of(chip),
+        PRECISION=precision,
         HALF=HALF,
         ROWS=rows_for(HALF),
         WARPS=config.warps,
