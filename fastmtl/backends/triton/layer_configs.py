@@ -90,12 +90,13 @@ def form_config(chip: Chip, shape: Shape) -> FormConfig:
     warps = min(4, max(1, power_of_two(shape.rows) // 16))
     # Tiles are read from the cache, which limits the products: twice as many inputs a tile read an element in two thirds
     # of the time. Inputs read singly take too many registers for that, and a tile should not meet two elements of a kernel.
-    many = shape.tasks > _MANY or chip.warp_size != 32 or shape.plain
-    if not many and shape.rows % 128 == 0 and shape.whole and (not shape.unfolded or shape.channels % 128 == 0):
+    # Where registers are short.
+    short = shape.tasks > _MANY or chip.warp_size != 32 or shape.plain
+    if not short and shape.rows % 128 == 0 and shape.whole and (not shape.unfolded or shape.channels % 128 == 0):
         warps = 8
     narrow = shape.unfolded and not shape.whole
     # Short chains of products in tensor cores, as these truncate.
-    most_positions = 16 if narrow or shape.bits == 32 else 64 if shape.whole and not many else 32
+    most_positions = 16 if narrow or shape.bits == 32 else 64 if shape.whole and not short else 32
     return FormConfig(
         inputs=16 * warps,
         outputs=min(2 * held, 64, max(8, power_of_two(shape.outputs))),
