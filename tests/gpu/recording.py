@@ -15,7 +15,7 @@ from tests.gpu.launches import Launch, intercepted
 
 
 class _AsOnGpu(TorchFunctionMode):
-    """What fake tensors do not do on a host without a GPU: slices (torch's own indexing looks for the device), addresses."""
+    """What fake tensors do not do on a host without a GPU: slices and copies (torch's own look for the device), addresses."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__getitem__ and isinstance(args[1], slice):
@@ -23,6 +23,8 @@ class _AsOnGpu(TorchFunctionMode):
             return torch.ops.aten.slice.Tensor(tensor, 0, index.start, index.stop, index.step or 1)
         if func is torch.Tensor.data_ptr:  # allocators hand out aligned memory
             return args[0].storage_offset() * args[0].element_size()
+        if func is torch.Tensor.copy_:
+            return torch.ops.aten.copy_(*args)
         return func(*args, **(kwargs or {}))
 
 

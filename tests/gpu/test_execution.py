@@ -64,17 +64,7 @@ def test_from_ttir(case):
         _check(case)
 
 
-# Products in three tf32 parts are a little less exact than float32's where all terms are the same and no error averages
-# out: 1.004 of the tolerance here. To be mended.
-LESS_EXACT = "linear_moments-T3-expanded-form-float32"
-
-
-def _marked(case: testing.Case) -> object:
-    strict = pytest.mark.xfail(strict=True, raises=AssertionError, reason="products in tf32 parts")
-    return pytest.param(case, id=str(case), marks=[strict] if str(case) == LESS_EXACT else [])
-
-
-@pytest.mark.parametrize("case", [_marked(case) for case in _by_turns()])
+@pytest.mark.parametrize("case", _by_turns(), ids=str)
 def test_from_ptx(case):
     with chips.assume(SMALL), executed_as_ptx(SEEDS):
         _check(case)

@@ -84,6 +84,9 @@ ODD = (
     Conv("3d", 2, 3, (4, 3, 5), (2, 3, 2), padding=1),
     Conv("1d", 4, 5, (23,), (5,), stride=3, padding=2),
     Conv("many-tasks", 5, 7, (4, 4), (3, 3), padding=1, tasks=10, batch=2),
+    Conv("taps", 16, 9, (4, 4), (3, 3), padding=1, batch=2),  # several elements of the kernel in a tile
+    Conv("one-tap", 64, 9, (4, 3), (3, 3), padding=1, batch=2),  # one
+    Conv("wide", 128, 9, (3, 4), (2, 1), batch=2),  # of twice as many rows
     Conv("sliced", 4, 6, (13, 13), (3, 3), padding=1, batch=7),
 )
 
@@ -106,7 +109,7 @@ def test_odd_shapes(conv, per_sample):
 
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["M", "M-Q"])
-@pytest.mark.parametrize("name", ["sliced", "groups"])
+@pytest.mark.parametrize("name", ["sliced", "groups", "wide"])
 def test_odd_shapes_as_ptx(name, per_sample):
     conv = next(conv for conv in ODD if conv.name == name)
     with chips.assume(WIDE), executed_as_ptx(range(2)) as run:
@@ -145,17 +148,17 @@ def test_a_task_without_gradient_is_zero_whatever_the_inputs_are():
 @pytest.mark.parametrize("per_sample", [False, True], ids=["M", "M-Q"])
 def test_what_is_read(per_sample):
     """The formula of the kernel's docstring, in bytes; what is under the kernel and not padding is counted here by hand."""
-    conv = Conv("", 15, 40, (4, 5), (3, 3), padding=1, batch=2)
+    conv = Conv("", 15, 70, (4, 5), (3, 3), padding=1, batch=2)
     images, grads = conv.arguments(torch.bfloat16)
     geometry = Geometry((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
     with chips.assume(SMALL), executed_as_ptx([0]) as run:
         layers.form_moments(ConvFactors(images, grads, geometry, "zeros", 1, True).operands(), per_sample)
     (launch,) = run.launches
     bound = launch.bound
-    tiles_in, tiles_out = -(-(15 * 9 + 1) // bound["BI"]), -(-40 // bound["BO"])
-    assert (tiles_in > 1) and (tiles_out > 1)
+    tiles_in, tiles_out = -(-15 * 9 // bound["BI"]) + 1, -(-70 // bound["BO"])
+    assert (tiles_in > 2) and (tiles_out > 1)
     under = (3 * 4 - 2) * (3 * 5 - 2)
-    elements = 2 * 2 * 20 * 40 * tiles_in + 2 * 15 * under * tiles_out
+    elements = 2 * 2 * 20 * 70 * tiles_in + 2 * 15 * under * tiles_out
     programs = launch.grid[0]
     rows = programs + -(-programs // bound["group"])
     partials = rows * (bound["HALF"] + 1) * 4 * (1 + per_sample)

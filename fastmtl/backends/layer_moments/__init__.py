@@ -19,10 +19,10 @@ from fastmtl.backends.layer_moments.embedding import EmbeddingFactors
 from fastmtl.backends.layer_moments.factors import LEAST_MEMORY, Block, Factors, blocks
 from fastmtl.backends.layer_moments.linear import LinearFactors
 from fastmtl.backends.layer_moments.patches import Geometry
-from fastmtl.backends.layer_moments.primitives import Gradients, Primitives
+from fastmtl.backends.layer_moments.primitives import Costs, Gradients, Primitives
 from fastmtl.backends.layer_moments.products import Forming, by_forming, by_summing, moments
 
-__all__ = ["LayerMoments", "Primitives"]
+__all__ = ["Costs", "LayerMoments", "Primitives"]
 
 Moments = tuple[Tensor, Tensor]
 
@@ -45,7 +45,7 @@ class LayerMoments:
     """The ops on layers, for one backend."""
 
     def __init__(self, primitives: Primitives):
-        self._primitives = primitives
+        self.primitives = primitives
 
     def linear_moments(self, input: Tensor, grads: Gradients, bias: bool, per_sample: bool, way: str) -> Moments:
         """M and Q of the weight and bias of a linear layer."""
@@ -54,7 +54,7 @@ class LayerMoments:
             return nothing
         factors = LinearFactors(input, grads, bias)
         single = factors.sizes.positions == 1
-        form = functools.partial(factors.form_of_single_positions, self._primitives) if single else None
+        form = functools.partial(factors.form_of_single_positions, self.primitives) if single else None
         return self._of_factors(factors, way, per_sample, form)
 
     def conv_moments(
@@ -93,8 +93,8 @@ class LayerMoments:
         factors = EmbeddingFactors(indices, grads, padding_idx)
 
         def form(per_sample: bool) -> tuple[Tensor, Tensor | None]:
-            M = factors.by_slots(self._primitives, per_sample=False)
-            return M, factors.by_slots(self._primitives, per_sample=True) if per_sample else None
+            M = factors.by_slots(self.primitives, per_sample=False)
+            return M, factors.by_slots(self.primitives, per_sample=True) if per_sample else None
 
         return self._of_factors(factors, way, per_sample, form)
 
@@ -113,9 +113,9 @@ class LayerMoments:
         return self._with_bias(M, Q, grads, dims, per_sample) if bias else (M, Q)
 
     def _of_factors(self, factors: Factors, way: str, per_sample: bool, form: Forming | None = None) -> Moments:
-        form = form or functools.partial(by_forming, self._primitives, factors)
+        form = form or functools.partial(by_forming, self.primitives, factors)
         with _full_precision(factors.device):
-            return moments(self._primitives, factors, form, way, per_sample)
+            return moments(self.primitives, factors, form, way, per_sample)
 
     def _with_bias(self, M: Tensor, Q: Tensor, grads: Gradients, dims: tuple[int, ...], per_sample: bool) -> Moments:
         """M and Q with those of the gradients summed over ``dims`` added."""
@@ -132,7 +132,7 @@ class LayerMoments:
             return [None if grad is None else contribution(grad, block) for grad in grads]
 
         with _full_precision(like.device):
-            M, Q = by_summing(self._primitives, part, blocks(batch, size), per_sample)
+            M, Q = by_summing(self.primitives, part, blocks(batch, size), per_sample)
         return M, torch.full_like(M, torch.nan) if Q is None else Q.mul_(batch)
 
 

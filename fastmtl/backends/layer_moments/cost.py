@@ -9,12 +9,12 @@ Costs are counted in multiply-adds of a matrix product. With n positions a sampl
 
 and every call of torch costs what its overhead does.
 
-The constants are those that `python -m benchmarks.layer_moments constants` printed on one core of an AMD EPYC with
-AVX-512 (20 ps a multiply-add), rounded. With T = 3 the model forms M of a Linear layer on 256 samples up to width 256 and
-takes pairs from 320 on (measured: forming faster at 256, pairs at 512). For Linear 256 -> 256 on 16 samples it takes
-pairs for M at 4 tokens and forms it from 16 on (measured: pairs faster at 4, equal at 16, forming at 64). For Conv2d 3x3
-it takes pairs with images of 8x8 and 256 channels, and forms with 16x16 and 128 (as measured). Among "auto", "pairs"
-and "form" the chosen one took at most some 15 % longer than the fastest.
+The constants of a CPU (`primitives.Costs`) are those that `python -m benchmarks.layer_moments constants` printed on one
+core of an AMD EPYC with AVX-512 (20 ps a multiply-add), rounded. With T = 3 the model forms M of a Linear layer on 256
+samples up to width 256 and takes pairs from 320 on (measured: forming faster at 256, pairs at 512). For Linear 256 ->
+256 on 16 samples it takes pairs for M at 4 tokens and forms it from 16 on (measured: pairs faster at 4, equal at 16,
+forming at 64). For Conv2d 3x3 it takes pairs with images of 8x8 and 256 channels, and forms with 16x16 and 128 (as
+measured). Among "auto", "pairs" and "form" the chosen one took at most some 15 % longer than the fastest.
 """
 
 from __future__ import annotations
@@ -23,14 +23,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastmtl.backends.layer_moments.factors import Factors
+from fastmtl.backends.layer_moments.primitives import Costs
 
-_READ = 8  # a number that a kernel reads
-_FORMED = 44  # a number that a product writes and a kernel reads
-_CALL = 250_000  # one call of torch: 5 us
-
-# Few rows make poor matrix products, few blocks compute pairs twice.
-_LEAST_ROWS = 128
-_BLOCKS = 8
+_BLOCKS = 8  # of samples that meet: few compute pairs twice
 
 Way = Literal["pairs", "form"]
 
@@ -43,18 +38,21 @@ class Plan:
     samples: Way | None
 
 
-def plan(factors: Factors, way: str, per_sample: bool) -> Plan:
+def plan(factors: Factors, way: str, per_sample: bool, costs: Costs) -> Plan:
     """The cheapest plan, or the one of ``way``. Q of one position a sample is always that of pairs: nothing is cheaper."""
     single = factors.sizes.positions == 1
     if way == "pairs":
         return Plan("pairs", "pairs" if per_sample else None)
     if way == "form":
         return Plan("form", None if not per_sample else "pairs" if single else "form")
-    of_batch: dict[Way, int] = {"pairs": _batch_by_pairs(factors), "form": _by_forming(factors, per_sample=False)}
+    of_batch: dict[Way, int] = {
+        "pairs": batch_by_pairs(factors, costs),
+        "form": _by_forming(factors, False, costs),
+    }
     batch = min(of_batch, key=lambda name: of_batch[name])
     if not per_sample:
         return Plan(batch, None)
-    if single or _samples_by_pairs(factors) + of_batch[batch] < _by_forming(factors, per_sample=True):
+    if single or _samples_by_pairs(factors, costs) + of_batch[batch] < _by_forming(factors, True, costs):
         return Plan(batch, "pairs")
     return Plan("form", "form")
 
@@ -64,36 +62,37 @@ def _count(length: int, size: int) -> int:
     return -(-length // max(1, size))
 
 
-def _beside(factors: Factors) -> int:
+def _beside(factors: Factors, costs: Costs) -> int:
     """Products of all tasks that are written, and read with the gradients, for each sample."""
     sizes = factors.sizes
-    return sizes.groups * sizes.positions * sizes.outputs * sizes.tasks * (_FORMED + sizes.tasks * _READ)
+    return sizes.groups * sizes.positions * sizes.outputs * sizes.tasks * (costs.formed + sizes.tasks * costs.read)
 
 
-def _samples_by_pairs(factors: Factors) -> int:
+def _samples_by_pairs(factors: Factors, costs: Costs) -> int:
     sizes = factors.sizes
     products = factors.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
     calls = _count(sizes.batch, samples_of_block(factors)) * (5 + 4 * sizes.tasks)
-    return sizes.batch * (products + _beside(factors)) + calls * _CALL
+    return sizes.batch * (products + _beside(factors, costs)) + calls * costs.call
 
 
-def _batch_by_pairs(factors: Factors) -> int:
+def batch_by_pairs(factors: Factors, costs: Costs) -> int:
+    """M from all pairs of positions."""
     sizes = factors.sizes
-    rows, columns = samples_of_panels(factors)
+    rows, columns = samples_of_panels(factors, costs)
     # On average a panel reaches over half of the batch.
     count = _count(sizes.batch, rows) * _count((sizes.batch + rows) // 2, columns)
     products = factors.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
     met = sizes.batch * (sizes.batch + rows) // 2
-    return met * products + count * (rows * _beside(factors) + (6 + 6 * sizes.tasks) * _CALL)
+    return met * products + count * (rows * _beside(factors, costs) + (6 + 6 * sizes.tasks) * costs.call)
 
 
-def _by_forming(factors: Factors, per_sample: bool) -> int:
+def _by_forming(factors: Factors, per_sample: bool, costs: Costs) -> int:
     """M, and Q where ``per_sample`` is set."""
     sizes = factors.sizes
     rows, samples = rows_and_samples(factors, per_sample)
     count = _count(sizes.outputs, rows) * _count(sizes.batch, samples)
-    formed = sizes.tasks * factors.formed() * (sizes.batch if per_sample else 1) * (_FORMED + sizes.tasks)
-    return sizes.batch * sizes.tasks * factors.form_cost() + formed + count * (6 + 6 * sizes.tasks) * _CALL
+    formed = sizes.tasks * factors.formed() * (sizes.batch if per_sample else 1) * (costs.formed + sizes.tasks)
+    return sizes.batch * sizes.tasks * factors.form_cost() + formed + count * (6 + 6 * sizes.tasks) * costs.call
 
 
 def samples_of_block(factors: Factors) -> int:
@@ -102,12 +101,12 @@ def samples_of_block(factors: Factors) -> int:
     return factors.sizes.memory // held
 
 
-def samples_of_panels(factors: Factors) -> tuple[int, int]:
+def samples_of_panels(factors: Factors, costs: Costs) -> tuple[int, int]:
     """Samples whose inputs meet, left and right, such that their products and what goes with them fit the memory."""
     sizes = factors.sizes
     n, batch = sizes.positions, sizes.batch
     square, single = factors.square_memory(), factors.inputs_memory() + factors.grads_memory()
-    rows = max(-(-batch // _BLOCKS), -(-_LEAST_ROWS // n))
+    rows = max(-(-batch // _BLOCKS), -(-costs.least_rows // n))
     rows = max(1, min(rows, batch, sizes.memory // (4 * (square + single))))
     return rows, max(1, (sizes.memory - rows * single) // (rows * square + single))
 

@@ -29,7 +29,7 @@ def moments(
 ) -> tuple[Tensor, Tensor]:
     """M and Q; Q is NaN unless ``per_sample`` is set."""
     sizes = factors.sizes
-    plan = cost.plan(factors, way, per_sample)
+    plan = cost.plan(factors, way, per_sample, primitives.costs)
     M = Q = None
     if plan.samples == "pairs":
         Q = samples_by_pairs(primitives, factors)
@@ -67,7 +67,7 @@ def batch_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
     """
     sizes = factors.sizes
     total: Tensor | None = None
-    rows, columns = cost.samples_of_panels(factors)
+    rows, columns = cost.samples_of_panels(factors, primitives.costs)
     for left in blocks(sizes.batch, rows):
         for right in blocks(sizes.batch, columns, left.first):
             gram = factors.input_gram(left, right)

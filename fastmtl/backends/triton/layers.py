@@ -11,15 +11,15 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from fastmtl.backends.layer_moments import LayerMoments
+from fastmtl.backends.layer_moments import LayerMoments, cost
 from fastmtl.backends.layer_moments.conv import ConvFactors
-from fastmtl.backends.layer_moments.factors import Factors, Operands
+from fastmtl.backends.layer_moments.factors import LEAST_MEMORY, Factors, Operands
 from fastmtl.backends.layer_moments.linear import LinearFactors
 from fastmtl.backends.layer_moments.products import Forming
 from fastmtl.backends.triton import layer_configs
@@ -31,7 +31,15 @@ from fastmtl.backends.triton.layout import merged
 from fastmtl.backends.triton.rows import precision_of
 from fastmtl.backends.triton.workspace import TICKETS, workspace
 
+# In float32, tensor cores with operands in parts are a little less exact than plain products, which are no slower here.
+_FEW_PRODUCTS = 1 << 22
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # all else is multiplied as float32
+
+
+def _operand(operands: Operands) -> tl.dtype:
+    """What the inputs and the gradients are multiplied as."""
+    dtypes = {operands.inputs.dtype, *(grad.dtype for grad in operands.grads if grad is not None)}
+    return _OPERANDS.get(dtypes.pop(), tl.float32) if len(dtypes) == 1 else tl.float32
 
 
 class FusedLayerMoments(LayerMoments):
@@ -42,7 +50,12 @@ class FusedLayerMoments(LayerMoments):
     ) -> tuple[Tensor, Tensor]:
         fits = layer_configs.fits(factors.sizes.tasks, per_sample, factors.formed())
         if fits and isinstance(factors, (LinearFactors, ConvFactors)):
-            form = functools.partial(form_moments, factors.operands())
+            operands = factors.operands()
+            form = functools.partial(form_moments, operands)
+            # A kernel that forms M gives Q as well.
+            formed = layer_configs.forming(factors.sizes, _operand(operands).primitive_bitwidth, self.primitives.costs)
+            if way == "auto" and formed <= cost.batch_by_pairs(factors, self.primitives.costs):
+                way = "form"
         return super()._of_factors(factors, way, per_sample, form)
 
 
@@ -56,6 +69,11 @@ class _Positions:
     @property
     def rank(self) -> int:
         return len(self.sizes)
+
+    @property
+    def reciprocals(self) -> tuple[int, ...]:
+        """For divisions by the sizes, as the kernel wants them."""
+        return tuple((1 << 40) + 2 * (((1 << 32) - 1) // size) + 1 for size in self.sizes)
 
     def joined(self) -> _Positions:
         """As few dimensions as possible."""
@@ -73,9 +91,24 @@ def _span(tensor: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
+def _readable_whole(inputs: Tensor, channels: int) -> bool:
+    """Whether channels are next to each other, and 16 bytes of them can be read at once."""
+    return inputs.stride(1) == 1 and channels % 16 == 0
+
+
+def _channels_inner(inputs: Tensor) -> Tensor:
+    """A copy in which the channels of a pixel are next to each other."""
+    batch, channels, *size = inputs.shape
+    return inputs.new_empty((batch, *size, channels)).movedim(-1, 1).copy_(inputs)
+
+
 def form_moments(operands: Operands, per_sample: bool) -> tuple[Tensor, Tensor | None]:
     """M, and sum_b <c_kb, c_jb> where ``per_sample`` is set, by `kernels.form_moments`."""
     apart = per_sample and layer_configs.apart(len(operands.grads), operands.geometry.area > 1)
+    inputs = operands.inputs
+    if operands.geometry.area > 1 and inputs.shape[1] // operands.groups % 16 == 0 and inputs.stride(1) != 1:
+        # Copied once, what lies under an element of the kernel is read in whole lines of the cache.
+        operands = replace(operands, inputs=_channels_inner(inputs))
     M, Q = _launch(operands, per_sample, batch=not apart)
     if apart:
         M, _ = _launch(operands, per_sample=False, batch=True)
@@ -113,18 +146,26 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
     at_grads = _Positions(sizes, tuple((own[0], *zeros, *own[2:]) for own in strides)).joined()
     positions = math.prod(sizes)
 
-    operand = _OPERANDS.get(like.dtype, tl.float32) if inputs.dtype == like.dtype else tl.float32
+    operand = _operand(operands)
     chip = chip_of(like.device)
+    unfolded = geometry.area > 1
+    whole = _readable_whole(inputs, channels) if unfolded else channels % 16 == 0
+    few = operand == tl.float32 and tasks * samples * positions * rows * outputs * groups < _FEW_PRODUCTS
+    precision = "ieee" if few else precision_of(chip)
     config = layer_configs.form_config(
-        tasks, operand.primitive_bitwidth, per_sample, geometry.area > 1, rows + operands.bias, outputs, positions
+        chip,
+        layer_configs.Shape(
+            tasks, operand.primitive_bitwidth, per_sample, few, unfolded, whole, channels, rows, outputs, positions
+        ),
     )
-    tiles_in, tiles_out = -(-(rows + operands.bias) // config.inputs), -(-outputs // config.outputs)
+    tiles_in, tiles_out = -(-rows // config.inputs) + operands.bias, -(-outputs // config.outputs)
     tiles = groups * tiles_in * tiles_out
-    slices = layer_configs.slices(chip, config, tiles, samples, positions, per_sample)
+    length = tiles * config.inputs * config.outputs
+    most = max(inputs.numel() + like.numel(), LEAST_MEMORY) // (tasks * length) if batch else samples * positions
+    slices = layer_configs.slices(chip, config, tiles, samples, positions, per_sample, most)
     sliced = slices > 1
     programs = Programs(tiles * slices)
     HALF = max(2, power_of_two(tasks * (tasks + 1) // 2))
-    length = tiles * config.inputs * config.outputs
     reducing = layer_configs.reducing(chip, config, length)
     # Partial results of Q, then those of M or of the sum over slices, then the slices.
     ends = list(itertools.accumulate((programs.partials(HALF), max(programs.partials(HALF), reducing.partials(HALF)))))
@@ -156,11 +197,13 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
         kernel,
         (steps[-3:], pads[-3:], (*ones, *geometry.dilation)[-3:], (*ones, *inputs.shape[2:])[-3:]),
         at_inputs.sizes,
+        at_inputs.reciprocals,
         at_inputs.strides[0],
         tap_strides,
         (inputs.stride(0), channels * inputs.stride(1), inputs.stride(1)),
         -sum(_products(pads, pixel_strides)),
         at_grads.sizes,
+        at_grads.reciprocals,
         at_grads.strides,
         tuple((own[0], outputs * own[1], own[1]) for own in strides),
         T=tasks,
@@ -172,17 +215,19 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
         ALIKE=alike,
         CHECKED=checked,
         CHANNELS_INNER=inputs.stride(1) == 1,
+        ONE_TAP=inputs.stride(1) == 1 and channels % config.inputs == 0,
         BIAS=operands.bias,
         PER_SAMPLE=per_sample,
         BATCH=batch,
+        ONE_STEP=per_sample and positions <= config.positions,
         SLICED=sliced,
         OPERAND=operand,
-        PRECISION=precision_of(chip),
+        PRECISION=precision,
         HALF=HALF,
         ROWS=rows_for(HALF),
         WARPS=config.warps,
         LONG=tl.int64 if max(map(_span, (inputs, *grads))) >= 1 << 31 else tl.int32,
-        LEAN=config.lean,
+        QUICK=(positions + config.positions) * max(*at_inputs.sizes, *at_grads.sizes) <= 1 << 32,
         **config.options,
         **OPTIONS,
     )
@@ -192,6 +237,7 @@ def _launch(operands: Operands, per_sample: bool, batch: bool) -> tuple[Tensor, 
             M,
             memory[ends[0] :],
             tickets,
+            present,
             length,
             slices,
             reducing.count,
