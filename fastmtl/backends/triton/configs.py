@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.launching import Programs
 from fastmtl.backends.triton.tuning import tunable
 
-# Tasks whose tiles fit the registers side by side: with 16-bit gradients 8 tasks take some 210 registers a thread, 10 all 255.
+# Tasks of which tiles, and the sums of pairs for both M and Q, fit the registers side by side.
 FEW = 8
+# The same with the sums of pairs for one matrix: some 250 registers a thread for 12 tasks, and for 10 in groups of 8.
+FEW_PAIRS = 12
+WIDE_PAIRS = 10
+# Tasks whose tiles are read one after another, with a sum of each in registers.
+FEW_NORMS = 40
 # Four warps have T loads of 16 bytes a thread under way; more would only make a program's reductions dearer.
 WARPS = 4
 # The sums of a share of the samples go through memory in float32, twice. With this many samples a share that is at most a
 # tenth of the traffic for 16-bit gradients, and a twentieth for float32.
 LEAST_SAMPLES = 32
+# Loads a task that compilers leave under way at once, where registers are not to spare.
+LOADS = 4
+# Registers that a thread can have; those of AMD's are more, but few programs fill its memory.
+MOST_REGISTERS = 255
+# What kernels over lists take at least, to find their columns.
+LEAST_REGISTERS = 64
 # Each block has a ticket, see `workspace.TICKETS`.
 MOST_BLOCKS = 1000
 
@@ -28,6 +41,7 @@ class TileConfig:
     programs: Programs
     splits: int = 1
     warps: int = WARPS
+    registers: int | None = None  # the most of a thread, so that all programs run at once
 
     @property
     def sharing(self) -> dict[str, int]:
@@ -56,7 +70,7 @@ class TileConfig:
     @property
     def options(self) -> dict[str, int]:
         """For the launch."""
-        return {"num_warps": self.warps}
+        return {"num_warps": self.warps} | ({} if self.registers is None else {"maxnreg": self.registers})
 
 
 def resident(chip: Chip, registers: int, warps: int = WARPS) -> int:
@@ -73,10 +87,24 @@ def filling(chip: Chip, in_flight: int) -> int:
     return max(2, 2 * -(-chip.bytes_in_flight // in_flight))
 
 
+def _a_processor(chip: Chip, tasks: int, registers: int, loaded: int) -> int:
+    in_flight = min(tasks, LOADS) * WARPS * chip.warp_size * loaded
+    return min(resident(chip, registers), filling(chip, in_flight))
+
+
 def wanted(chip: Chip, tasks: int, registers: int, loaded: int = 16) -> int:
     """Programs that keep the memory busy, no more, as each leaves partial results; a thread loads ``loaded`` bytes a task."""
-    in_flight = tasks * WARPS * chip.warp_size * loaded
-    return chip.processors * min(resident(chip, registers), filling(chip, in_flight))
+    return chip.processors * _a_processor(chip, tasks, registers, loaded)
+
+
+def registers_left(chip: Chip, programs: int) -> int | None:
+    """Registers of a thread where a processor holds ``programs``; None where the compiler takes no such limit.
+
+    Left alone, the assembler takes too many for some kernels, and for others spills a few to make room for more programs.
+    """
+    if torch.version.hip or chip.warp_size != 32:
+        return None
+    return min(MOST_REGISTERS, chip.registers // (WARPS * chip.warp_size * programs) // 8 * 8)
 
 
 # Registers a thread, as compilers report them (see `tests.gpu.report`), rounded up: an estimate too low would launch programs
@@ -85,20 +113,29 @@ GRADNORM_REGISTERS = 112
 GNR_REGISTERS = 128
 
 
-def norms_registers(tasks: int, V: int, step: bool) -> int:
-    """Of `sum_norms_few`: a tile of each task, and little else."""
-    return max(32 + tasks * (V + 1), GRADNORM_REGISTERS if step else 0)
+def norms_registers(tasks: int, step: bool = False) -> int:
+    """Of kernels that read a tile of each task one after another: its sum, and four registers of a load under way."""
+    return max(min(MOST_REGISTERS, 32 + 5 * tasks), GRADNORM_REGISTERS if step else 0)
+
+
+def pairs_registers(tasks: int, V: int) -> int:
+    """Of `gram_few`: sums of pairs, and the tiles as they are read."""
+    return min(MOST_REGISTERS, 32 + tasks * (tasks + 1) // 2 + tasks * V)
 
 
 def moments_registers(tasks: int, V: int, step: bool) -> int:
-    """Of `sum_moments_few`: sums of pairs for M and Q, sums over samples, and the loads under way."""
-    return max(48 + tasks * (tasks + 1) + tasks * (5 if V <= 4 else 12), GNR_REGISTERS if step else 0)
+    """Of `sum_moments_few`: sums of pairs for M and Q, or for Q alone, sums over samples, and the loads under way."""
+    pairs = tasks * (tasks + 1) // (1 if tasks <= FEW else 2)
+    a_task = (5 if V <= 4 else 12) if tasks <= FEW else 7 + V
+    return max(min(MOST_REGISTERS, 48 + pairs + tasks * a_task), GNR_REGISTERS if step else 0)
 
 
 def streaming(chip: Chip, tasks: int, blocks: int, registers: int, loaded: int = 16) -> TileConfig:
     """Blocks of as many groups as a program has threads, shared out among programs that read T streams."""
     count = max(1, min(blocks, wanted(chip, tasks, registers, loaded)))
-    return TileConfig(WARPS * chip.warp_size, blocks, Programs(count))
+    # That of a launch that fills the chip, for smaller ones as well: it is part of what a kernel is compiled for.
+    limit = registers_left(chip, _a_processor(chip, tasks, registers, loaded))
+    return TileConfig(WARPS * chip.warp_size, blocks, Programs(count), registers=limit)
 
 
 def _by_blocks(chip: Chip, tasks: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:

@@ -6,8 +6,11 @@ import triton.language as tl
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
 from fastmtl.backends.triton.kernels.gnr import gnr_step
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
+from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
 from fastmtl.backends.triton.kernels.tiles import (
-    add_products,
+    add_pairs,
+    add_squares,
+    added,
     joined,
     load_tile,
     repeated,
@@ -85,10 +88,7 @@ def sum_norms_few(
         o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
         o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
         tiles = load_and_sum(grads, p_total, 0, m, present, o_grads, o_total, no_samples, 0, T)
-        added = ()
-        for k in tl.static_range(T):
-            added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
-        sums = added
+        sums = add_squares(sums, tiles, T, N, V)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
     last, norms = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if last:
@@ -145,11 +145,8 @@ def _sum_samples(
         tiles = load_and_sum(
             grads, p_total, i_sample, m, present, o_grads, o_total, sample_strides, total_sample_stride, T
         )
-        q_sums = add_products(q_sums, tiles, tiles, T)
-        added = ()
-        for k in tl.static_range(T):
-            added = added + (sample_sums[k] + tiles[k],)
-        sample_sums = added
+        q_sums = add_pairs(q_sums, tiles, T, N, V)
+        sample_sums = added(sample_sums, tiles, T)
     return q_sums, sample_sums
 
 
@@ -191,22 +188,39 @@ def sum_moments_few(
     LOSS_SUM: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
+    BOTH: tl.constexpr,  # whether registers hold the sums of pairs for M beside those for Q
 ):
-    """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
+    """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions.
+
+    Unless BOTH, what a block adds to M is added up over the program at once, and is kept where its partial results go.
+    """
     i_program = tl.program_id(0)
     PAIRS: tl.constexpr = T * (T + 1) // 2
-    q_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
-    m_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
+    zeros = tl.zeros([N], tl.float32)
+    q_sums = repeated(zeros, PAIRS)
+    m_sums = repeated(zeros, PAIRS)
+    p_m = p_partials + i_program.to(tl.int64) * (2 * HALF) + tl.arange(0, HALF)
+    m_row = tl.zeros([HALF], tl.float32)
     for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
         q_sums, sample_sums = _sum_samples(
             grads, p_total, i_block, 0, batch, q_sums, present, positions, sizes, strides, sample_strides,
             total_strides, total_sample_stride, T, RANK, N, V, VECTOR,
         )  # fmt: skip
-        m_sums = add_products(m_sums, sample_sums, sample_sums, T)
-    values = _both(q_sums, m_sums, N, PAIRS, HALF)
+        if BOTH:
+            m_sums = add_pairs(m_sums, sample_sums, T, N, V)
+        else:
+            m_row = pair_row(add_pairs(repeated(zeros, PAIRS), sample_sums, T, N, V), N, PAIRS, HALF)
+            if i_block != i_program:
+                m_row += tl.load(p_m, volatile=True)
+            tl.debug_barrier()  # a thread may read what another has written
+            tl.store(p_m, m_row)
+            tl.debug_barrier()
+    if BOTH:
+        m_row = pair_row(m_sums, N, PAIRS, HALF)
+    values = moments_row(pair_row(q_sums, N, PAIRS, HALF), m_row, HALF)
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
     if last:
-        _store_moments(p_M, p_Q, values, batch, T, HALF)
+        store_moments(p_M, p_Q, values, batch, T, HALF, True)
         if STEP:
             tl.debug_barrier()  # all threads have stored
             gnr_step(
@@ -281,7 +295,7 @@ def sum_moments_split(
             for k in tl.static_range(T):
                 added = added + (whole[k] + tl.load(p_tile + (i_share + k) * (N * V), volatile=True),)
             whole = added
-        m_sums = add_products(repeated(zeros, PAIRS), whole, whole, T)
+        m_sums = add_pairs(repeated(zeros, PAIRS), whole, T, N, V)
         values = _both(repeated(zeros, PAIRS), m_sums, N, PAIRS, HALF)
         values += sum_rows(p_partials, i_block * splits, splits, 2 * HALF, ROWS)
         store_row(p_partials, blocks * splits + i_block, values, 2 * HALF)

@@ -103,6 +103,54 @@ def add_products(sums, left, right, T: tl.constexpr, AXIS: tl.constexpr = 1):
 
 
 @triton.jit
+def lanes(tile, N: tl.constexpr, V: tl.constexpr):
+    """A tuple of the V columns [N] of a tile [N, V], in no particular order. Stays in each thread's registers."""
+    if V == 1:
+        return (tl.sum(tile, 1),)
+    else:
+        left, right = tl.split(tl.reshape(tile, [N, V // 2, 2]))
+        return lanes(left, N, V // 2) + lanes(right, N, V // 2)
+
+
+@triton.jit
+def all_lanes(tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """A tuple of the `lanes` of T tiles: V of the first, V of the second, ..."""
+    out = ()
+    for k in tl.static_range(T):
+        out = out + lanes(tiles[k], N, V)
+    return out
+
+
+@triton.jit
+def add_pairs(sums, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """As `add_products` of tiles [N, V] with themselves, an instruction for each product.
+
+    Lane by lane: few values of a tile of 16-bit numbers are held in float32 at once.
+    """
+    values = all_lanes(tiles, T, N, V)
+    for v in tl.static_range(V):
+        out = ()
+        for k in tl.static_range(T):
+            for j in tl.static_range(k + 1):
+                out = out + (tl.fma(values[k * V + v], values[j * V + v], sums[k * (k + 1) // 2 + j]),)
+        sums = out
+    return sums
+
+
+@triton.jit
+def add_squares(sums, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """``sums`` [N] of each of T tiles [N, V] with the squares of its values."""
+    out = ()
+    for k in tl.static_range(T):
+        total = sums[k]
+        values = lanes(tiles[k], N, V)
+        for v in tl.static_range(V):
+            total = tl.fma(values[v], values[v], total)
+        out = out + (total,)
+    return out
+
+
+@triton.jit
 def pair_of(i_pair, T: tl.constexpr):
     """Row and column, row >= column, of the i-th pair in the order of `add_products`; rows past T for pairs past the last."""
     row = i_pair * 0
