@@ -107,7 +107,7 @@ def _sums_with_update(op: str, tasks: int, dtype: torch.dtype) -> Subject:
         arguments = _gradnorm(tasks) if op == "sum_norms_update" else _gnr(tasks)
         return getattr(backend, op)(_grads(tasks, (32, 256, 56, 56), dtype), *arguments)
 
-    return Subject(op, tasks, dtype, call, tasks if tasks <= configs.FEW else 0, int(tasks <= configs.FEW))
+    return Subject(op, tasks, dtype, call, tasks, 1)
 
 
 def _lists(op: str, tasks: int, dtype: torch.dtype) -> Subject:
@@ -119,7 +119,7 @@ def _lists(op: str, tasks: int, dtype: torch.dtype) -> Subject:
         more = [torch.empty(tasks, device="cuda")] if op == "weighted_sum" else []
         return getattr(backend, op)(tensors, tasks, *more)
 
-    few = tasks <= configs.FEW
+    few = tasks <= (configs.FEW_PAIRS if op == "gram" else configs.FEW_NORMS)
     return Subject(op, tasks, dtype, call, tasks if few else 1, int(op == "weighted_sum"))
 
 
@@ -159,17 +159,19 @@ def subjects() -> Iterator[Subject]:
     """
     for dtype in (torch.float32, torch.bfloat16):
         for op in ("sum_norms", "sum_moments"):
-            for tasks in (3, configs.FEW, 40):
-                yield _sums(op, tasks, dtype, "features", (32, 256, 56, 56), wide=tasks <= configs.FEW)
-            yield _sums(op, configs.FEW, dtype, "odd", (32, 255, 7, 7), wide=False)
+            for tasks in (3, 8, 10, 40):
+                yield _sums(op, tasks, dtype, "features", (32, 256, 56, 56), wide=op == "sum_norms" or tasks < 40)
+            yield _sums(op, 10, dtype, "odd", (32, 255, 7, 7), wide=False)
+        yield _sums("sum_norms", 64, dtype, "features", (32, 256, 56, 56), wide=False)
         yield _sums("sum_moments", 3, dtype, "split", (4096, 512), wide=True)
         yield _sums("sum_moments", 10, dtype, "split", (4096, 512), wide=False)
         for op in ("sum_norms_update", "sum_moments_update"):
             for tasks in (3, 10):
                 yield _sums_with_update(op, tasks, dtype)
-        for tasks in (3, 40):
+        for tasks in (3, 10, 40):
             for op in ("gram", "squared_norms", "weighted_sum"):
                 yield _lists(op, tasks, dtype)
+        for tasks in (3, 40):
             for op in ("cross_gram", "sample_gram"):
                 yield _products(op, tasks, dtype)
         for tasks in (3, 10):

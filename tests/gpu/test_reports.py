@@ -20,9 +20,12 @@ from tests.gpu.report import MACHINES, Line, Machine, Subject, lines_of, subject
 # By kernel and tasks: registers of a thread, on NVIDIA for float32 and for 16-bit gradients, then the same on AMD.
 BUDGETS = {
     ("sum_norms_few", 3): (48, 48, 48, 56),
-    ("sum_norms_few", 8): (64, 64, 56, 88),
+    ("sum_norms_few", 8): (80, 80, 64, 96),
+    ("sum_norms_few", 10): (112, 112, 64, 112),
     ("sum_moments_few", 3): (80, 96, 80, 112),
     ("sum_moments_few", 8): (224, 252, 192, 288),
+    ("sum_moments_few", 10): (252, 255, 208, 272),
+    ("gram_few", 10): (168, 196, 128, 200),
     ("sum_moments_split", 3): (80, 96, 80, 112),
     ("sum_norms_few with update", 3): (120, 120, 88, 88),
     ("sum_moments_few with update", 3): (128, 128, 112, 112),
@@ -36,11 +39,12 @@ MARGIN = 1.5
 
 # What does not hold yet, by call and target: bytes of local memory of a thread that are known. To be empty.
 SPILLS = {
+    # At the limit of what a thread can have, or of what as many programs as the memory can do with leave it.
+    "gram-T10-bfloat16-sm_100": 8,
+    "sum_moments-features-T10-bfloat16-sm_100": 56,
+    "sum_norms-features-T40-bfloat16-sm_80": 16,
+    "squared_norms-T40-float32-sm_1*": 16,
     # Some bytes, far below the limit of registers: the assembler aims at more programs a processor.
-    "sum_moments-features-T3-float32-sm_120": 16,
-    "sum_norms-*-T8-bfloat16-sm_100": 24,
-    "squared_norms-T40-bfloat16-sm_100": 8,
-    "weighted_sum-T3-float32-sm_90": 8,
     "gnr_update-T3-float32-sm_1*": 16,
     "sum_moments_update-T3-*-sm_100": 8,
     # Tiles of ten tasks, and their sums over samples.
@@ -55,7 +59,9 @@ MORE_THAN_RESIDENT = (
     "linear_moments-form-*",  # these take no turns: a tile a program
     "conv_moments-form-*",
     "sum_moments-features-T8-bfloat16-gfx942",  # to be mended: registers are underestimated
-    "weighted_sum-T40-*-gfx942",
+    "sum_moments-features-T10-bfloat16-gfx942",
+    "sum_norms-features-T40-bfloat16-gfx942",
+    "squared_norms-T40-bfloat16-gfx942",
 )
 
 
@@ -102,7 +108,8 @@ def test_all_programs_are_resident_at_once(subject, machine):
         return
     for line in lines(subject, machine):
         if line.expected_registers is not None:
-            assert line.registers <= MARGIN * line.expected_registers
+            limit = line.launch.kwargs.get("maxnreg", 0)  # which compilers may use up
+            assert line.registers <= max(limit, MARGIN * line.expected_registers)
             assert line.programs <= machine.chip.processors * line.resident
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.tuning import tunable
 from fastmtl.backends.triton.workspace import TICKETS
 
-# Tasks whose tiles fit the registers side by side: with 16-bit gradients 8 tasks take some 210 registers a thread, 10 all 255.
+# Tasks of which tiles, and the sums of pairs for both M and Q, fit the registers side by side.
 FEW = 8
+# The same with the sums of pairs for one matrix: some 250 registers a thread for 12 tasks, and for 10 in groups of 8.
+FEW_PAIRS = 12
+WIDE_PAIRS = 10
+# Tasks whose tiles are read one after another, with a sum of each in registers.
+FEW_NORMS = 40
 # Four warps have T loads of 16 bytes a thread under way; more would only make a program's reductions dearer.
 WARPS = 4
 # The sums of a share of the samples go through memory in float32, twice; for many tasks they are read by one program a block.
@@ -20,6 +27,12 @@ LEAST_SAMPLES = 32
 # For few tasks many programs read them, and no more are written than the programs of a chip hold: some megabytes, which stay in
 # the L2 cache. What counts is that few samples, too, keep all processors busy.
 LEAST_SAMPLES_OF_FEW = 8
+# Loads a task that compilers leave under way at once, where registers are not to spare.
+LOADS = 4
+# Registers that a thread can have; those of AMD's are more, but few programs fill its memory.
+MOST_REGISTERS = 255
+# What kernels over lists take at least, to find their columns.
+LEAST_REGISTERS = 64
 # Each block has a ticket, see `workspace.TICKETS`.
 MOST_BLOCKS = 1000
 # Where the samples of blocks are shared out, programs in groups have tickets too: at most one each.
@@ -39,6 +52,7 @@ class TileConfig:
     splits: int = 1
     samples: int = 1
     warps: int = WARPS
+    registers: int | None = None  # the most of a thread, so that all programs run at once
 
     @property
     def group(self) -> int:
@@ -73,7 +87,7 @@ class TileConfig:
     @property
     def options(self) -> dict[str, int]:
         """For the launch."""
-        return {"num_warps": self.warps}
+        return {"num_warps": self.warps} | ({} if self.registers is None else {"maxnreg": self.registers})
 
 
 def resident(chip: Chip, registers: int, warps: int = WARPS) -> int:
@@ -90,10 +104,24 @@ def filling(chip: Chip, in_flight: int) -> int:
     return max(2, 2 * -(-chip.bytes_in_flight // in_flight))
 
 
+def _a_processor(chip: Chip, tasks: int, registers: int, loaded: int) -> int:
+    in_flight = min(tasks, LOADS) * WARPS * chip.warp_size * loaded
+    return min(resident(chip, registers), filling(chip, in_flight))
+
+
 def wanted(chip: Chip, tasks: int, registers: int, loaded: int = 16) -> int:
     """Programs that keep the memory busy, no more, as each leaves partial results; a thread loads ``loaded`` bytes a task."""
-    in_flight = tasks * WARPS * chip.warp_size * loaded
-    return chip.processors * min(resident(chip, registers), filling(chip, in_flight))
+    return chip.processors * _a_processor(chip, tasks, registers, loaded)
+
+
+def registers_left(chip: Chip, programs: int) -> int | None:
+    """Registers of a thread where a processor holds ``programs``; None where the compiler takes no such limit.
+
+    Left alone, the assembler takes too many for some kernels, and for others spills a few to make room for more programs.
+    """
+    if torch.version.hip or chip.warp_size != 32:
+        return None
+    return min(MOST_REGISTERS, chip.registers // (WARPS * chip.warp_size * programs) // 8 * 8)
 
 
 # Registers a thread, as compilers report them (see `tests.gpu.report`), rounded up: an estimate too low would launch programs
@@ -102,20 +130,29 @@ GRADNORM_REGISTERS = 112
 GNR_REGISTERS = 128
 
 
-def norms_registers(tasks: int, V: int, step: bool) -> int:
-    """Of `sum_norms_few`: a tile of each task, and little else."""
-    return max(32 + tasks * (V + 1), GRADNORM_REGISTERS if step else 0)
+def norms_registers(tasks: int, step: bool = False) -> int:
+    """Of kernels that read a tile of each task one after another: its sum, and four registers of a load under way."""
+    return max(min(MOST_REGISTERS, 32 + 5 * tasks), GRADNORM_REGISTERS if step else 0)
+
+
+def pairs_registers(tasks: int, V: int) -> int:
+    """Of `gram_few`: sums of pairs, and the tiles as they are read."""
+    return min(MOST_REGISTERS, 32 + tasks * (tasks + 1) // 2 + tasks * V)
 
 
 def moments_registers(tasks: int, V: int, step: bool) -> int:
-    """Of `sum_moments_few`: sums of pairs for M and Q, sums over samples, and the loads under way."""
-    return max(48 + tasks * (tasks + 1) + tasks * (5 if V <= 4 else 12), GNR_REGISTERS if step else 0)
+    """Of `sum_moments_few`: sums of pairs for M and Q, or for Q alone, sums over samples, and the loads under way."""
+    pairs = tasks * (tasks + 1) // (1 if tasks <= FEW else 2)
+    a_task = (5 if V <= 4 else 12) if tasks <= FEW else 7 + V
+    return max(min(MOST_REGISTERS, 48 + pairs + tasks * a_task), GNR_REGISTERS if step else 0)
 
 
 def streaming(chip: Chip, tasks: int, blocks: int, registers: int, loaded: int = 16) -> TileConfig:
     """Blocks of as many groups as a program has threads, shared out among programs that read T streams."""
     count = max(1, min(blocks, wanted(chip, tasks, registers, loaded)))
-    return TileConfig(WARPS * chip.warp_size, blocks, Programs(count))
+    # That of a launch that fills the chip, for smaller ones as well: it is part of what a kernel is compiled for.
+    limit = registers_left(chip, _a_processor(chip, tasks, registers, loaded))
+    return TileConfig(WARPS * chip.warp_size, blocks, Programs(count), registers=limit)
 
 
 def _by_blocks(chip: Chip, tasks: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:
@@ -139,10 +176,12 @@ def splits_of(programs: int, blocks: int, batch: int, least: int = LEAST_SAMPLES
 def by_samples(chip: Chip, tasks: int, batch: int, positions: int, V: int, registers: int, itemsize: int) -> TileConfig:
     """The same where blocks keep the memory busy; else the samples of each block are shared out as well.
 
-    A sample with fewer positions than a block takes fewer rows, and more samples are read at a time.
+    There a sample with fewer positions than a block takes fewer rows, and more samples are read at a time.
     """
     config = _by_blocks(chip, tasks, positions, V, registers, itemsize)
-    rows = min(config.rows, power_of_two(-(-positions // V)))
-    config = replace(config, rows=rows, samples=min(config.rows // rows, power_of_two(batch)))
     splits = splits_of(wanted(chip, tasks, registers, V * itemsize), config.blocks, batch, LEAST_SAMPLES_OF_FEW)
-    return config if splits == 1 else replace(config, programs=Programs(config.blocks * splits), splits=splits)
+    if splits == 1:
+        return config
+    rows = min(config.rows, power_of_two(-(-positions // V)))
+    samples, programs = config.rows // rows, Programs(config.blocks * splits)
+    return replace(config, rows=rows, samples=samples, programs=programs, splits=splits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastmtl.backends.triton.chips import Chip
-from fastmtl.backends.triton.configs import filling, resident
+from fastmtl.backends.triton.configs import LEAST_REGISTERS, filling, resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.rows import rows_of
 
@@ -13,12 +13,22 @@ from fastmtl.backends.triton.rows import rows_of
 # program meets. More would save launches of models with more tensors, and take longer to compile.
 POINTERS = 128
 COLUMNS = 32
-CHUNK = 8  # tasks of a weighted sum that are read side by side: 8 loads of 16 bytes a thread
+MOST_CHUNK = 20  # tasks of a weighted sum that are read side by side: their pointers and weights fit the registers
 
 
 def columns_of_launch(tasks: int) -> int:
     """G: the largest power of two that keeps T * G pointers within the limit."""
     return min(COLUMNS, power_of_two(POINTERS // tasks + 1) // 2)
+
+
+def chunk_of(tasks: int) -> int:
+    """C: tasks of a weighted sum that are read side by side, chunks as even as can be."""
+    return -(-tasks // -(-tasks // MOST_CHUNK))
+
+
+def sum_registers(tasks: int) -> int:
+    """Of `weighted_sum`: a pointer and a weight of each task of a chunk, and what its loads take."""
+    return max(LEAST_REGISTERS, 32 + 6 * chunk_of(tasks))
 
 
 @dataclass(frozen=True)

@@ -168,14 +168,14 @@ def _measured(tensors: Sequence[Tensor | None], tasks: int) -> list[_Group]:
 def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Inner products of the T gradients, each a list of N tensors."""
     result = present_of(tensors)[0].new_empty((tasks, tasks), dtype=torch.float32)
-    launch = _gram_few if tasks <= configs.FEW else _gram_many
+    launch = _gram_few if tasks <= configs.FEW_PAIRS else _gram_many
     return _added(launch, _measured(tensors, tasks), result)
 
 
 def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Squared norms of the T gradients, each a list of N tensors."""
     result = present_of(tensors)[0].new_empty(tasks, dtype=torch.float32)
-    launch = _squared_norms_few if tasks <= configs.FEW else _squared_norms_many
+    launch = _squared_norms_few if tasks <= configs.FEW_NORMS else _squared_norms_many
     return _added(launch, _measured(tensors, tasks), result)
 
 
@@ -189,21 +189,16 @@ def _added(launch: Any, groups: list[_Group], result: Tensor) -> Tensor:
 
 
 def _gram_few(group: _Group, result: Tensor, accumulate: bool) -> None:
-    tasks, V = result.shape[0], width(group.like)
-    pairs = tasks * (tasks + 1) // 2
-    _few(kernels.gram_few, group, result, accumulate, max(2, power_of_two(pairs)), _registers(tasks, V) + pairs)
+    tasks = result.shape[0]
+    width_of_row = max(2, power_of_two(tasks * (tasks + 1) // 2))
+    registers = max(configs.LEAST_REGISTERS, configs.pairs_registers(tasks, width(group.like)))
+    _few(kernels.gram_few, group, result, accumulate, width_of_row, registers)
 
 
 def _squared_norms_few(group: _Group, result: Tensor, accumulate: bool) -> None:
-    tasks, V = result.shape[0], width(group.like)
-    _few(
-        kernels.squared_norms_few, group, result, accumulate, max(2, power_of_two(tasks)), _registers(tasks, V) + tasks
-    )
-
-
-def _registers(tasks: int, V: int) -> int:
-    """About what a thread takes for T tiles: as loaded (4 each) or widened (V each), and pointers."""
-    return 40 + max(6, V) * tasks
+    tasks = result.shape[0]
+    registers = max(configs.LEAST_REGISTERS, configs.norms_registers(tasks))
+    _few(kernels.squared_norms_few, group, result, accumulate, max(2, power_of_two(tasks)), registers)
 
 
 def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: int, registers: int) -> None:
@@ -316,9 +311,8 @@ def _weighted_sum(group: _Group, weights: Tensor) -> None:
     chip, tasks, layout = chip_of(weights.device), weights.shape[0], group.columns[0].layout
     V = width(group.like)
     ends, tails, blocks = group.blocks(4 * chip.warp_size * V)
-    chunk = min(tasks, list_configs.CHUNK)
-    # The pointers of all tasks are kept as well.
-    config = configs.streaming(chip, chunk, blocks, _registers(chunk, V) + 2 * (tasks - chunk))
+    chunk = list_configs.chunk_of(tasks)
+    config = configs.streaming(chip, chunk, blocks, list_configs.sum_registers(tasks))
     kernels.weighted_sum[(config.programs.count,)](
         group.tensors,
         group.outs,

@@ -31,7 +31,7 @@ def sum_norms_update(grads: Sequence[Tensor | None], *update: Any) -> tuple[Tens
 def _sum_norms(grads: Sequence[Tensor | None], update: Update | None) -> tuple[Tensor, Tensor]:
     inputs = inputs_of(grads, by_sample=False)
     norms = inputs.total.new_empty(inputs.tasks, dtype=torch.float32)
-    launch = _norms_of_few if inputs.tasks <= configs.FEW else sums_many.sum_norms
+    launch = _norms_of_few if inputs.tasks <= configs.FEW_NORMS else sums_many.sum_norms
     launch(inputs, norms, gradnorm_arguments(norms, update))
     return inputs.total, norms
 
@@ -44,7 +44,7 @@ def _group(inputs: Inputs) -> int:
 def _norms_of_few(inputs: Inputs, norms: Tensor, update: dict[str, Any]) -> None:
     total, tasks = inputs.total, inputs.tasks
     V = _group(inputs)
-    registers = configs.norms_registers(tasks, V, update["STEP"])
+    registers = configs.norms_registers(tasks, update["STEP"])
     config = configs.by_blocks(
         chip_of(total.device), tasks, inputs.layout.positions, V, registers, total.element_size()
     )
@@ -84,7 +84,7 @@ def _sum_moments(grads: Sequence[Tensor | None], update: Update | None) -> tuple
     inputs = inputs_of(grads, by_sample=True)
     tasks = inputs.tasks
     M, Q = (inputs.total.new_empty((tasks, tasks), dtype=torch.float32) for _ in range(2))
-    launch = _moments_of_few if tasks <= configs.FEW else sums_many.sum_moments
+    launch = _moments_of_few if tasks <= configs.FEW_PAIRS else sums_many.sum_moments
     launch(inputs, M, Q, GNRStep(tasks, update))
     return inputs.total, M, Q
 
@@ -92,6 +92,8 @@ def _sum_moments(grads: Sequence[Tensor | None], update: Update | None) -> tuple
 def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     total, tasks = inputs.total, inputs.tasks
     V = _group(inputs)
+    if tasks > configs.WIDE_PAIRS:
+        V = min(V, 4)
     registers = configs.moments_registers(tasks, V, step.update is not None)
     config = configs.by_samples(
         chip_of(total.device), tasks, total.shape[0], inputs.layout.positions, V, registers, total.element_size()
@@ -99,9 +101,12 @@ def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None
     HALF = power_of_two(tasks * (tasks + 1) // 2)
     numbers = config.partials(2 * HALF, tasks * config.rows * V)
     memory, tickets = workspace(total.device, step.scratch + numbers)
-    kernel, shares = kernels.sum_moments_few, {}
-    if config.splits > 1:
-        kernel, shares = kernels.sum_moments_split, {"R": rows_for(power_of_two(tasks * config.rows * V))}
+    own: dict[str, Any]
+    if config.splits == 1:
+        kernel, own = kernels.sum_moments_few, {"BOTH": tasks <= configs.FEW}
+    else:
+        R = rows_for(power_of_two(tasks * config.rows * V))
+        kernel, own = kernels.sum_moments_split, {"NB": config.samples, "R": R}
     kernel[(config.programs.count,)](
         inputs.tensors,
         total,
@@ -113,9 +118,8 @@ def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None
         **config.sharing,
         **inputs.samples,
         **step.arguments(M, memory.narrow(0, 0, step.scratch)),
-        **shares,
+        **own,
         T=tasks,
-        NB=config.samples,
         N=config.rows,
         V=V,
         HALF=HALF,

@@ -31,7 +31,7 @@ def sum_norms(inputs: Inputs, norms: Tensor, update: dict[str, Any]) -> None:
     inputs = _alike(inputs, by_sample=False)
     total, TASKS, V, chip = inputs.total, rows_of(inputs.tasks), width(inputs.total), chip_of(inputs.total.device)
     K = 4 * chip.warp_size * V * LOADS // TASKS
-    config = configs.streaming(chip, LOADS, -(-inputs.layout.positions // K), 128)
+    config = configs.streaming(chip, LOADS, -(-inputs.layout.positions // K), 200)
     partials, tickets = workspace(total.device, config.programs.partials(TASKS))
     kernels.sum_norms_many[(config.programs.count,)](
         inputs.tensors,

@@ -13,7 +13,8 @@ import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish
 from fastmtl.backends.triton.kernels.tiles import (
-    add_products,
+    add_pairs,
+    add_squares,
     joined,
     load_tile,
     pair_of,
@@ -205,7 +206,7 @@ def gram_few(
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
             tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
-            sums = add_products(sums, tiles, tiles, T)
+            sums = add_pairs(sums, tiles, T, N, V)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - PAIRS), WIDTH), 0)
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if is_last:
@@ -250,10 +251,7 @@ def squared_norms_few(
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
             tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
-            added = ()
-            for k in tl.static_range(T):
-                added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
-            sums = added
+            sums = add_squares(sums, tiles, T, N, V)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if is_last:

@@ -6,13 +6,15 @@ import triton.language as tl
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
 from fastmtl.backends.triton.kernels.gnr import gnr_step
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
+from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
 from fastmtl.backends.triton.kernels.tiles import (
+    add_pairs,
     add_products,
+    add_squares,
     added,
     joined,
     load_tile,
     repeated,
-    store_symmetric,
     summed,
     tile_mask,
     tile_offsets,
@@ -34,12 +36,13 @@ def load_and_sum(grads, p_total, m, present, o_grads, o_total, T: tl.constexpr):
 
 @triton.jit
 def task_offsets(
-    i_block, sizes, strides, T: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr
-):
-    """A tuple of T [N, V] offsets of a block."""
+    i_block, sizes, strides, T: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, V: tl.constexpr,
+    VECTOR: tl.constexpr, NB: tl.constexpr = 1,
+):  # fmt: skip
+    """A tuple of T [NB * N, V] offsets of a block."""
     out = ()
     for k in tl.static_range(T):
-        out = out + (tile_offsets(i_block, sizes, strides[k], RANK, N, V, VECTOR),)
+        out = out + (tile_offsets(i_block, sizes, strides[k], RANK, N, V, VECTOR, NB),)
     return out
 
 
@@ -83,10 +86,7 @@ def sum_norms_few(
         o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
         o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
         tiles = load_and_sum(grads, p_total, m, present, o_grads, o_total, T)
-        added = ()
-        for k in tl.static_range(T):
-            added = added + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
-        sums = added
+        sums = add_squares(sums, tiles, T, N, V)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
     last, norms = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if last:
@@ -97,27 +97,11 @@ def sum_norms_few(
 
 
 @triton.jit
-def _both(q_sums, m_sums, N: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr):
-    """[2 HALF]: the sums over N of PAIRS values of Q, then of M, each filled up with zeros."""
-    nothing = repeated(tl.zeros([N], tl.float32), HALF - PAIRS)
-    return tl.sum(joined(q_sums + nothing + m_sums + nothing, 2 * HALF), 0)
-
-
-@triton.jit
-def _store_moments(p_M, p_Q, values, batch, T: tl.constexpr, HALF: tl.constexpr):
-    i_pair = tl.arange(0, HALF)
-    halves = tl.reshape(values, [2, HALF])
-    is_q = tl.arange(0, 2)[:, None] == 0
-    store_symmetric(p_Q, tl.sum(tl.where(is_q, halves, 0.0), 0) * batch, i_pair, T)
-    store_symmetric(p_M, tl.sum(tl.where(is_q, 0.0, halves), 0), i_pair, T)
-
-
-@triton.jit
 def _of_samples(i_sample, stride, offsets, V: tl.constexpr, VECTOR: tl.constexpr):
-    """[NB, N, V]: the offsets [N, V] of a block in samples [NB, 1, 1]; aligned groups of V are aligned in every sample."""
-    o = i_sample * stride + offsets[None, :, :]
+    """The offsets [NB * N, V] of a block in the samples of its rows; aligned groups of V are aligned in every sample."""
+    o = i_sample * stride + offsets
     if VECTOR:
-        return tl.multiple_of(o, [1, 1, V])
+        return tl.multiple_of(o, [1, V])
     else:
         return o
 
@@ -144,24 +128,32 @@ def _sum_samples(
     V: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """A block's samples first ... last - 1, NB at a time: ``q_sums`` [NB, N] with their products, T [N, V] sums of samples."""
-    m_block = tile_mask(i_block, positions, N, V, VECTOR)
-    o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
-    o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
-    sums = repeated(tl.zeros([NB, N, V], tl.float32), T)
+    """A block's samples first ... last - 1, NB at a time, each in N rows of a tile.
+
+    Returns ``q_sums`` [NB * N] with their products added, and T tiles [NB * N, V], sums over samples.
+    """
+    m_block = tile_mask(i_block, positions, N, V, VECTOR, NB)
+    o_block = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR, NB)
+    o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR, NB)
+    sums = repeated(tl.zeros([NB * N, V], tl.float32), T)
     for i_first in range(first, last, NB):
-        i_sample = (i_first + tl.arange(0, NB)).to(tl.int64)[:, None, None]
-        m = m_block[None, :, :]
-        if NB > 1:
-            m = m & (i_sample < last)
-        o_tiles = ()
-        for k in tl.static_range(T):
-            o_tiles = o_tiles + (_of_samples(i_sample, sample_strides[k], o_grads[k], V, VECTOR),)
-        o_tile = _of_samples(i_sample, total_sample_stride, o_total, V, VECTOR)
-        tiles = load_and_sum(grads, p_total, m, present, o_tiles, o_tile, T)
-        q_sums = add_products(q_sums, tiles, tiles, T, 2)
+        if NB == 1:  # offsets stay what they are, pointers move on
+            i_sample = i_first.to(tl.int64)
+            p_grads = ()
+            for k in tl.static_range(T):
+                p_grads = p_grads + (grads[k] + i_sample * sample_strides[k],)
+            p_sample = p_total + i_sample * total_sample_stride
+            tiles = load_and_sum(p_grads, p_sample, m_block, present, o_block, o_total, T)
+        else:
+            i_sample = (i_first + tl.arange(0, NB * N) // N).to(tl.int64)[:, None]
+            o_grads = ()
+            for k in tl.static_range(T):
+                o_grads = o_grads + (_of_samples(i_sample, sample_strides[k], o_block[k], V, VECTOR),)
+            o_sample = _of_samples(i_sample, total_sample_stride, o_total, V, VECTOR)
+            tiles = load_and_sum(grads, p_total, m_block & (i_sample < last), present, o_grads, o_sample, T)
+        q_sums = add_pairs(q_sums, tiles, T, NB * N, V)
         sums = added(sums, tiles, T)
-    return q_sums, summed(sums, 0, T)
+    return q_sums, sums
 
 
 @triton.jit(do_not_specialize=["present", "programs", "group", "samples", "accumulation"])
@@ -192,7 +184,6 @@ def sum_moments_few(
     floor: tl.float64,
     T: tl.constexpr,
     RANK: tl.constexpr,
-    NB: tl.constexpr,  # samples that are read at a time
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -203,22 +194,39 @@ def sum_moments_few(
     LOSS_SUM: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
+    BOTH: tl.constexpr,  # whether registers hold the sums of pairs for M beside those for Q
 ):
-    """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
+    """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions.
+
+    Unless BOTH, what a block adds to M is added up over the program at once, and is kept where its partial results go.
+    """
     i_program = tl.program_id(0)
     PAIRS: tl.constexpr = T * (T + 1) // 2
-    q_sums = repeated(tl.zeros([NB, N], tl.float32), PAIRS)
-    m_sums = repeated(tl.zeros([N], tl.float32), PAIRS)
+    zeros = tl.zeros([N], tl.float32)
+    q_sums = repeated(zeros, PAIRS)
+    m_sums = repeated(zeros, PAIRS)
+    p_m = p_partials + i_program.to(tl.int64) * (2 * HALF) + tl.arange(0, HALF)
+    m_row = tl.zeros([HALF], tl.float32)
     for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
         q_sums, sample_sums = _sum_samples(
             grads, p_total, i_block, 0, batch, q_sums, present, positions, sizes, strides, sample_strides,
-            total_strides, total_sample_stride, T, RANK, NB, N, V, VECTOR,
+            total_strides, total_sample_stride, T, RANK, 1, N, V, VECTOR,
         )  # fmt: skip
-        m_sums = add_products(m_sums, sample_sums, sample_sums, T)
-    values = _both(summed(q_sums, 0, PAIRS), m_sums, N, PAIRS, HALF)
+        if BOTH:
+            m_sums = add_pairs(m_sums, sample_sums, T, N, V)
+        else:
+            m_row = pair_row(add_pairs(repeated(zeros, PAIRS), sample_sums, T, N, V), N, PAIRS, HALF)
+            if i_block != i_program:
+                m_row += tl.load(p_m, volatile=True)
+            tl.debug_barrier()  # a thread may read what another has written
+            tl.store(p_m, m_row)
+            tl.debug_barrier()
+    if BOTH:
+        m_row = pair_row(m_sums, N, PAIRS, HALF)
+    values = moments_row(pair_row(q_sums, N, PAIRS, HALF), m_row, HALF)
     last, values = finish(values, p_partials, p_tickets, i_program, programs, group, 2 * HALF, ROWS)
     if last:
-        _store_moments(p_M, p_Q, values, batch, T, HALF)
+        store_moments(p_M, p_Q, values, batch, T, HALF, True)
         if STEP:
             tl.debug_barrier()  # all threads have stored
             gnr_step(
@@ -309,17 +317,23 @@ def sum_moments_split(
     members = tl.minimum(group, splits - i_member * group)
     i_group = i_block * groups + i_member
     PAIRS: tl.constexpr = T * (T + 1) // 2
-    nothing = repeated(tl.zeros([N], tl.float32), PAIRS)
     q_sums, tiles = _sum_samples(
         grads, p_total, i_block, batch * i_split // splits, batch * (i_split + 1) // splits,
-        repeated(tl.zeros([NB, N], tl.float32), PAIRS), present, positions, sizes, strides, sample_strides,
+        repeated(tl.zeros([NB * N], tl.float32), PAIRS), present, positions, sizes, strides, sample_strides,
         total_strides, total_sample_stride, T, RANK, NB, N, V, VECTOR,
     )  # fmt: skip
     p_group_rows = p_partials + (blocks * splits).to(tl.int64) * (2 * HALF)
     p_block_rows = p_group_rows + (blocks * groups).to(tl.int64) * (2 * HALF)
     p_tiles = p_block_rows + blocks.to(tl.int64) * (2 * HALF)
     p_group_tiles = p_tiles + (blocks * splits).to(tl.int64) * (T * N * V)
-    store_row(p_partials, i_program, _both(summed(q_sums, 0, PAIRS), nothing, N, PAIRS, HALF), 2 * HALF)
+    zeros = tl.zeros([HALF], tl.float32)
+    row = moments_row(pair_row(q_sums, NB * N, PAIRS, HALF), zeros, HALF)
+    store_row(p_partials, i_program, row, 2 * HALF)
+    if NB > 1:
+        folded = ()
+        for k in tl.static_range(T):
+            folded = folded + (tl.sum(tl.reshape(tiles[k], [NB, N, V]), 0),)
+        tiles = folded
     _store_tiles(p_tiles, i_program, tiles, T, N, V)
     if is_last(p_tickets + 1 + blocks + i_group, members):
         i_first = i_block * splits + i_member * group
@@ -327,11 +341,12 @@ def sum_moments_split(
         _store_tiles(p_group_tiles, i_group, _sum_shares(p_tiles, i_first, members, T, R, N, V), T, N, V)
         if is_last(p_tickets + 1 + i_block, groups):
             whole = _sum_shares(p_group_tiles, i_block * groups, groups, T, R, N, V)
-            values = _both(nothing, add_products(nothing, whole, whole, T), N, PAIRS, HALF)
+            m_sums = add_products(repeated(tl.zeros([N], tl.float32), PAIRS), whole, whole, T)
+            values = moments_row(zeros, pair_row(m_sums, N, PAIRS, HALF), HALF)
             values += sum_rows(p_group_rows, i_block * groups, groups, 2 * HALF, ROWS)
             store_row(p_block_rows, i_block, values, 2 * HALF)
             if is_last(p_tickets, blocks):
-                _store_moments(p_M, p_Q, sum_rows(p_block_rows, 0, blocks, 2 * HALF, ROWS), batch, T, HALF)
+                store_moments(p_M, p_Q, sum_rows(p_block_rows, 0, blocks, 2 * HALF, ROWS), batch, T, HALF, True)
                 if STEP:
                     tl.debug_barrier()
                     gnr_step(

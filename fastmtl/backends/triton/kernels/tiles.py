@@ -16,16 +16,22 @@ def offsets_of(i_position, sizes, strides, RANK: tl.constexpr):
 
 
 @triton.jit
-def positions_of(i_block, N: tl.constexpr, V: tl.constexpr):
-    """[N, 1] and [N, V] int64: the first position of each group of V, and all positions, of a block."""
-    o_group = i_block.to(tl.int64) * (N * V) + tl.arange(0, N).to(tl.int64)[:, None] * V
+def positions_of(i_block, N: tl.constexpr, V: tl.constexpr, NB: tl.constexpr = 1):
+    """[N, 1] and [N, V] int64: the first position of each group of V, and all positions, of a block; NB times over."""
+    i_group = tl.arange(0, NB * N)
+    if NB > 1:
+        i_group = i_group % N
+    o_group = i_block.to(tl.int64) * (N * V) + i_group.to(tl.int64)[:, None] * V
     return o_group, o_group + tl.arange(0, V)[None, :]
 
 
 @triton.jit
-def tile_offsets(i_block, sizes, strides, RANK: tl.constexpr, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr):
-    """[N, V] offsets of a block of positions; in aligned groups of V where ``VECTOR``."""
-    o_group, o_position = positions_of(i_block, N, V)
+def tile_offsets(
+    i_block, sizes, strides, RANK: tl.constexpr, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr,
+    NB: tl.constexpr = 1,
+):  # fmt: skip
+    """[NB * N, V] offsets of a block of positions, NB times over; in aligned groups of V where ``VECTOR``."""
+    o_group, o_position = positions_of(i_block, N, V, NB)
     if VECTOR:
         return tl.multiple_of(offsets_of(o_group, sizes, strides, RANK), [V, V]) + tl.arange(0, V)[None, :]
     else:
@@ -33,11 +39,11 @@ def tile_offsets(i_block, sizes, strides, RANK: tl.constexpr, N: tl.constexpr, V
 
 
 @triton.jit
-def tile_mask(i_block, positions, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr):
-    """[N, V]: which positions of a block exist; the same for a whole group where ``VECTOR``, so that it is read at once."""
-    o_group, o_position = positions_of(i_block, N, V)
+def tile_mask(i_block, positions, N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr, NB: tl.constexpr = 1):
+    """[NB * N, V]: which positions of a block exist; the same for a whole group where ``VECTOR``: it is read at once."""
+    o_group, o_position = positions_of(i_block, N, V, NB)
     if VECTOR:
-        return tl.broadcast_to(o_group < positions, [N, V])
+        return tl.broadcast_to(o_group < positions, [NB * N, V])
     else:
         return o_position < positions
 
@@ -99,6 +105,54 @@ def add_products(sums, left, right, T: tl.constexpr, AXIS: tl.constexpr = 1):
     for k in tl.static_range(T):
         for j in tl.static_range(k + 1):
             out = out + (sums[k * (k + 1) // 2 + j] + tl.sum(left[k] * right[j], AXIS),)
+    return out
+
+
+@triton.jit
+def lanes(tile, N: tl.constexpr, V: tl.constexpr):
+    """A tuple of the V columns [N] of a tile [N, V], in no particular order. Stays in each thread's registers."""
+    if V == 1:
+        return (tl.sum(tile, 1),)
+    else:
+        left, right = tl.split(tl.reshape(tile, [N, V // 2, 2]))
+        return lanes(left, N, V // 2) + lanes(right, N, V // 2)
+
+
+@triton.jit
+def all_lanes(tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """A tuple of the `lanes` of T tiles: V of the first, V of the second, ..."""
+    out = ()
+    for k in tl.static_range(T):
+        out = out + lanes(tiles[k], N, V)
+    return out
+
+
+@triton.jit
+def add_pairs(sums, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """As `add_products` of tiles [N, V] with themselves, an instruction for each product.
+
+    Lane by lane: few values of a tile of 16-bit numbers are held in float32 at once.
+    """
+    values = all_lanes(tiles, T, N, V)
+    for v in tl.static_range(V):
+        out = ()
+        for k in tl.static_range(T):
+            for j in tl.static_range(k + 1):
+                out = out + (tl.fma(values[k * V + v], values[j * V + v], sums[k * (k + 1) // 2 + j]),)
+        sums = out
+    return sums
+
+
+@triton.jit
+def add_squares(sums, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """``sums`` [N] of each of T tiles [N, V] with the squares of its values."""
+    out = ()
+    for k in tl.static_range(T):
+        total = sums[k]
+        values = lanes(tiles[k], N, V)
+        for v in tl.static_range(V):
+            total = tl.fma(values[v], values[v], total)
+        out = out + (total,)
     return out
 
 
