@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from fastmtl.backends.layer_moments import Costs
@@ -80,6 +81,7 @@ class Shape:
     positions: int
 
 
+@functools.lru_cache(maxsize=1024)
 def form_config(chip: Chip, shape: Shape) -> FormConfig:
     """The tile of T tasks' gradients.
 
@@ -111,6 +113,7 @@ _STORED = 256  # positions that are read in the time that a number of a slice ta
 _MOST_SLICES = 64
 
 
+@functools.lru_cache(maxsize=1024)
 def slices(
     chip: Chip, config: FormConfig, tiles: int, samples: int, positions: int, per_sample: bool, most: int
 ) -> int:
