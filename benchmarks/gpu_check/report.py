@@ -70,19 +70,21 @@ def failures(sections: dict[str, Record]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """With what JSON has no numbers for as text."""
+    """With numbers to four digits, and what JSON has no numbers for as text."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+    return value
 
 
 def write(path: Path, results: Record) -> None:
     """Whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+    part.write_text(json.dumps(_plain(results), separators=(",", ":"), allow_nan=False) + "\n")
     part.replace(path)
 
 

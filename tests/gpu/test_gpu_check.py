@@ -147,7 +147,9 @@ def test_figures_of_an_op(tmp_path):
     assert set(item["timings"]) == {"copy", "op", "plain", "graph"}
     seconds = item["timings"]["op"]["seconds"]
     share = item["of_bandwidth"]["op"]
-    assert share["median"] == pytest.approx(item["moved"] / seconds["median"] / first["bandwidth"])
+    assert share["median"] == pytest.approx(
+        item["moved"] / seconds["median"] / first["bandwidth"], rel=2e-3
+    )  # four digits
     assert item["rounds"] == TINY.rounds
 
 
