@@ -43,7 +43,9 @@ SPILLS = {
     "gram-T10-bfloat16-sm_100": 8,
     "sum_moments-features-T10-bfloat16-sm_100": 56,
     "sum_norms-features-T40-bfloat16-sm_80": 16,
+    "sum_norms-features-T64-float32-gfx942": 100,
     "squared_norms-T40-float32-sm_1*": 16,
+    "sum_moments-features-T40-float32-sm_120": 8,
     # Some bytes, far below the limit of registers: the assembler aims at more programs a processor.
     "gnr_update-T3-float32-sm_1*": 16,
     "sum_moments_update-T3-*-sm_100": 8,

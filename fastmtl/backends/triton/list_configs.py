@@ -59,9 +59,10 @@ def gram_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int
 
     A row is 128 bytes, four sectors side by side: 64 half-precision or 32 float32 positions, also a chain of products
     that is short enough for tensor cores. Three stages: two tiles are under way to shared memory while one is multiplied.
+    Four warps: more would wait for each other at every step of a product, where other programs could go on.
     """
     rows = rows_of(tasks)
-    return rows, 128 // itemsize, 4 if rows < 64 else 8, 3
+    return rows, 128 // itemsize, 4, 3
 
 
 def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, int, int], blocks: int) -> RowConfig:
@@ -69,9 +70,13 @@ def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, in
     rows, positions, warps, stages = shape
     tile = tasks * positions * itemsize
     # Float32 values are held as two tf32 parts, for both sides of the product.
-    most = resident(chip, 240 if itemsize == 4 and rows == 64 else 128, warps)
+    registers = 128 if rows < 64 else 240 if itemsize == 4 else 168
     return RowConfig(
-        rows, positions, warps, stages, _programs(chip, blocks, tile, (stages - 1) * tile, rows * rows, most)
+        rows,
+        positions,
+        warps,
+        stages,
+        _programs(chip, blocks, tile, (stages - 1) * tile, rows * rows, resident(chip, registers, warps)),
     )
 
 

@@ -60,10 +60,11 @@ def sum_moments(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     chip, batch, WIDTH = chip_of(total.device), total.shape[0], 2 * TASKS * TASKS
     K, warps = columns_of(inputs.tensors), warps_of(TASKS)
     if TASKS == 64:  # both matrices and the sums over the samples stay in registers: a wider tile would spill
-        K, warps = K // 2, 4 if K == 64 else 8
+        K = min(K, 32)
     blocks = -(-inputs.layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
-    registers = 168 if step.update is None else 240  # as compilers report them
+    # As compilers report them: float32 values are held as two tf32 parts.
+    registers = 168 if step.update is None and (TASKS < 64 or total.element_size() < 4) else 240
     config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers)
     splits = configs.splits_of(config.programs.count, blocks, batch)
     if splits > 1:
