@@ -46,9 +46,6 @@ SPILLS = {
     "sum_norms-features-T64-float32-gfx942": 100,
     "squared_norms-T40-float32-sm_1*": 16,
     "sum_moments-features-T40-float32-sm_120": 8,
-    # Some bytes, far below the limit of registers: the assembler aims at more programs a processor.
-    "gnr_update-T3-float32-sm_1*": 16,
-    "sum_moments_update-T3-*-sm_100": 8,
     # Tiles of ten tasks, and their sums over samples.
     "linear_moments-form-T10-float32-*": 24,
     "linear_moments-form-T10-bfloat16-*": 72,

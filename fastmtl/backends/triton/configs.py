@@ -39,6 +39,11 @@ MOST_BLOCKS = 1000
 MOST_SHARES = TICKETS // 2 - 1
 
 
+def limited(registers: int | None) -> dict[str, int]:
+    """The option of a launch for the most registers of a thread, see `registers_left`."""
+    return {} if registers is None else {"maxnreg": registers}
+
+
 @dataclass(frozen=True)
 class TileConfig:
     """Blocks of ``rows`` groups of positions, and the programs that share them; ``splits`` programs share a block's samples.
@@ -87,7 +92,7 @@ class TileConfig:
     @property
     def options(self) -> dict[str, int]:
         """For the launch."""
-        return {"num_warps": self.warps} | ({} if self.registers is None else {"maxnreg": self.registers})
+        return {"num_warps": self.warps} | limited(self.registers)
 
 
 def resident(chip: Chip, registers: int, warps: int = WARPS) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmtl.backends.triton import configs
+from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import gnr as kernels
 from fastmtl.backends.triton.kernels.max_min import ROWS
 from fastmtl.backends.triton.launching import OPTIONS, power_of_two
@@ -70,5 +72,6 @@ def gnr_update(
         OBJECTIVE=objective,
         ACCUMULATED=accumulation > 1,
         num_warps=warps(tasks),
+        **configs.limited(configs.registers_left(chip_of(weights.device), 1)),
         **OPTIONS,
     )
