@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/*/*.cpp benchmarks/*.cpp)
 
@@ -27,8 +28,9 @@ format: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# Files are shared out among processes: what a file compiles once stays with it.
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile $(ARGS)
 
 self-check: $(VENV)/.test
 	$(BIN)/python -m fastmtl
