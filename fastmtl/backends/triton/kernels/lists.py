@@ -251,7 +251,7 @@ def squared_norms_few(
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
             tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
-            sums = add_squares(sums, tiles, T, N, V)
+            sums = add_squares(sums, tiles, T)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if is_last:

@@ -86,7 +86,7 @@ def sum_norms_few(
         o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
         o_total = tile_offsets(i_block, sizes, total_strides, RANK, N, V, VECTOR)
         tiles = load_and_sum(grads, p_total, m, present, o_grads, o_total, T)
-        sums = add_squares(sums, tiles, T, N, V)
+        sums = add_squares(sums, tiles, T)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
     last, norms = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if last:
@@ -127,6 +127,7 @@ def _sum_samples(
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
+    FUSED: tl.constexpr,  # an instruction for each product, and more to compile
 ):
     """A block's samples first ... last - 1, NB at a time, each in N rows of a tile.
 
@@ -151,7 +152,10 @@ def _sum_samples(
                 o_grads = o_grads + (_of_samples(i_sample, sample_strides[k], o_block[k], V, VECTOR),)
             o_sample = _of_samples(i_sample, total_sample_stride, o_total, V, VECTOR)
             tiles = load_and_sum(grads, p_total, m_block & (i_sample < last), present, o_grads, o_sample, T)
-        q_sums = add_pairs(q_sums, tiles, T, NB * N, V)
+        if FUSED:
+            q_sums = add_pairs(q_sums, tiles, T, NB * N, V)
+        else:
+            q_sums = add_products(q_sums, tiles, tiles, T)
         sums = added(sums, tiles, T)
     return q_sums, sums
 
@@ -210,7 +214,7 @@ def sum_moments_few(
     for i_block in range(i_program, tl.cdiv(positions, N * V), programs):
         q_sums, sample_sums = _sum_samples(
             grads, p_total, i_block, 0, batch, q_sums, present, positions, sizes, strides, sample_strides,
-            total_strides, total_sample_stride, T, RANK, 1, N, V, VECTOR,
+            total_strides, total_sample_stride, T, RANK, 1, N, V, VECTOR, True,
         )  # fmt: skip
         if BOTH:
             m_sums = add_pairs(m_sums, sample_sums, T, N, V)
@@ -320,7 +324,7 @@ def sum_moments_split(
     q_sums, tiles = _sum_samples(
         grads, p_total, i_block, batch * i_split // splits, batch * (i_split + 1) // splits,
         repeated(tl.zeros([NB * N], tl.float32), PAIRS), present, positions, sizes, strides, sample_strides,
-        total_strides, total_sample_stride, T, RANK, NB, N, V, VECTOR,
+        total_strides, total_sample_stride, T, RANK, NB, N, V, VECTOR, T <= 8,
     )  # fmt: skip
     p_group_rows = p_partials + (blocks * splits).to(tl.int64) * (2 * HALF)
     p_block_rows = p_group_rows + (blocks * groups).to(tl.int64) * (2 * HALF)

@@ -144,15 +144,11 @@ def add_pairs(sums, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
-def add_squares(sums, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+def add_squares(sums, tiles, T: tl.constexpr):
     """``sums`` [N] of each of T tiles [N, V] with the squares of its values."""
     out = ()
     for k in tl.static_range(T):
-        total = sums[k]
-        values = lanes(tiles[k], N, V)
-        for v in tl.static_range(V):
-            total = tl.fma(values[v], values[v], total)
-        out = out + (total,)
+        out = out + (sums[k] + tl.sum(tiles[k] * tiles[k], 1),)
     return out
 
 
