@@ -43,7 +43,7 @@ SPILLS = {
     "gram-T10-bfloat16-sm_100": 8,
     "sum_moments-features-T10-bfloat16-sm_100": 56,
     "sum_norms-features-T40-bfloat16-sm_80": 16,
-    "sum_norms-features-T64-float32-gfx942": 100,
+    "sum_norms-features-T64-*-gfx942": 132,
     "squared_norms-T40-float32-sm_1*": 16,
     "sum_moments-features-T40-float32-sm_120": 8,
     # Tiles of ten tasks, and their sums over samples.
@@ -59,6 +59,9 @@ MORE_THAN_RESIDENT = (
     "conv_moments-form-*",
     "sum_moments-features-T8-bfloat16-gfx942",  # to be mended: registers are underestimated
     "sum_moments-features-T10-bfloat16-gfx942",
+    "sum_moments-split-T10-bfloat16-gfx942",
+    "sum_moments_update-T10-bfloat16-gfx942",
+    "weighted_sum-T40-*-gfx942",
     "sum_norms-features-T40-bfloat16-gfx942",
     "squared_norms-T40-bfloat16-gfx942",
 )
