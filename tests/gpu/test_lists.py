@@ -41,7 +41,13 @@ def partial_bytes(run: Run, width: int) -> int:
 
 @pytest.mark.parametrize(
     ("tasks", "dtype", "width"),
-    [(3, torch.float32, 8), (3, torch.bfloat16, 8), (10, torch.bfloat16, 256), (40, torch.bfloat16, 4096)],
+    [
+        (3, torch.float32, 8),
+        (3, torch.bfloat16, 8),
+        (10, torch.bfloat16, 64),
+        (13, torch.bfloat16, 256),
+        (40, torch.bfloat16, 4096),
+    ],
 )
 def test_gram_reads_each_gradient_once(tasks: int, dtype: torch.dtype, width: int) -> None:
     grads = made(tasks, [2048, 64, 8 * 333], dtype)
@@ -193,7 +199,7 @@ def shifted(tensor: Tensor, shift: int) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize(("tasks", "block"), [(2, 512), (10, 32)])
+@pytest.mark.parametrize(("tasks", "block"), [(2, 512), (13, 32)])
 def test_positions_beyond_the_31st_bit(tasks: int, block: int) -> None:
     """The end of a column of more than 2^31 positions: its launch, told that 2^31 positions came before those that are here."""
     grads = [torch.randn(3 * block - 4) for _ in range(tasks)]

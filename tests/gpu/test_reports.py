@@ -42,14 +42,15 @@ SPILLS = {
     # At the limit of what a thread can have, or of what as many programs as the memory can do with leave it.
     "gram-T10-bfloat16-sm_100": 8,
     "sum_moments-features-T10-bfloat16-sm_100": 56,
+    "sum_moments-split-T10-bfloat16-sm_1*": 96,
     "sum_norms-features-T40-bfloat16-sm_80": 16,
     "sum_norms-features-T64-*-gfx942": 132,
     "squared_norms-T40-float32-sm_1*": 16,
     "sum_moments-features-T40-float32-sm_120": 8,
     # Tiles of ten tasks, and their sums over samples.
-    "linear_moments-form-T10-float32-*": 24,
+    "linear_moments-form-T10-float32-*": 32,
     "linear_moments-form-T10-bfloat16-*": 72,
-    "conv_moments-form-T10-float32-sm_*": 64,
+    "conv_moments-form-T10-*-sm_*": 64,
     # Matrices of 64 x 64 float64 numbers.
     "gnr_update-T64-float32-sm_*": 384,
 }
