@@ -43,6 +43,7 @@ SPILLS = {
     "gram-T10-bfloat16-sm_100": 8,
     "sum_moments-features-T10-bfloat16-sm_100": 56,
     "sum_moments-split-T10-bfloat16-sm_1*": 96,
+    "sum_moments_update-T10-bfloat16-sm_1*": 64,
     "sum_norms-features-T40-bfloat16-sm_80": 16,
     "sum_norms-features-T64-*-gfx942": 132,
     "squared_norms-T40-float32-sm_1*": 16,
