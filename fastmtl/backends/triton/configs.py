@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
-
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.launching import Programs, power_of_two
 from fastmtl.backends.triton.tuning import tunable
@@ -124,7 +122,7 @@ def registers_left(chip: Chip, programs: int) -> int | None:
 
     Left alone, the assembler takes too many for some kernels, and for others spills a few to make room for more programs.
     """
-    if torch.version.hip or chip.warp_size != 32:
+    if not chip.limits:
         return None
     return min(MOST_REGISTERS, chip.registers // (WARPS * chip.warp_size * programs) // 8 * 8)
 
