@@ -295,9 +295,7 @@ def _joined_segment(
                 p_borders, i_chunk + 1 + i_next, i_level, 0, i_next < count, o_group, columns, LEVELS, R, N, V, VECTOR, T
             )  # fmt: skip
             parts = added(parts, more, T)
-        whole = ()
-        for k in tl.static_range(T):
-            whole = whole + (tl.sum(parts[k], 0),)
+        whole = summed(parts, 0, T)
         sums = add_products(sums, whole, whole, T)
     return sums
 

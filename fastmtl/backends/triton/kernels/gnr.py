@@ -202,6 +202,19 @@ def gnr_step(
     tl.store(counts + T, tl.load(counts + T, mask=m, other=0) + missed.to(tl.int64), mask=m)
 
 
+@triton.jit
+def gnr_step_of_moments(
+    p_M, p_Q, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor, T: tl.constexpr, P: tl.constexpr,
+    LOSS_SUM: tl.constexpr, OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
+):  # fmt: skip
+    """`gnr_step` of M and Q that this program has just stored, [T, T]."""
+    tl.debug_barrier()  # all threads have stored
+    gnr_step(
+        p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor,
+        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+    )  # fmt: skip
+
+
 @triton.jit(
     do_not_specialize=[
         "row_stride_M", "column_stride_M", "row_stride_Q", "column_stride_Q", "batch", "accumulation",

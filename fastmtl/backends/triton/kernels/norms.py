@@ -9,6 +9,7 @@ import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
 from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
+from fastmtl.backends.triton.kernels.shares import store_tiles, sum_tiles
 from fastmtl.backends.triton.kernels.tiles import add_products, added, load_tile, offsets_of, repeated, summed
 
 
@@ -164,25 +165,6 @@ def _block(
     return q_sums, summed(totals, 0, COUNT)
 
 
-@triton.jit
-def _sum_of_splits(
-    p_sums, i_block, splits, COUNT: tl.constexpr, ROWS: tl.constexpr, NP: tl.constexpr, VP: tl.constexpr
-):
-    """The gradients [NP, VP] of a block, added over the programs that share it, in a fixed order."""
-    o = tl.arange(0, NP)[None, :, None] * VP + tl.arange(0, VP)[None, None, :]
-    totals = repeated(tl.zeros([ROWS, NP, VP], tl.float32), COUNT)
-    for i_first in range(0, splits, ROWS):
-        i_split = i_first + tl.arange(0, ROWS)[:, None, None]
-        more = ()
-        for k in tl.static_range(COUNT):
-            i_row = (i_block.to(tl.int64) * COUNT + k) * splits + i_split
-            # Volatile: other programs of this launch wrote them.
-            m = tl.broadcast_to(i_split < splits, [ROWS, NP, VP])
-            more = more + (tl.load(p_sums + i_row * (NP * VP) + o, mask=m, other=0.0, volatile=True),)
-        totals = added(totals, more, COUNT)
-    return summed(totals, 0, COUNT)
-
-
 @triton.jit(do_not_specialize=["present", "blocks", "splits", "chunk", "programs", "group"])
 def norm_moments_few(
     normalized,  # [batch, parameters x positions]
@@ -239,10 +221,7 @@ def norm_moments_few(
             sample_strides, T, BIAS, INNER, PER_SAMPLE, PARAMETER_RANK, POSITION_RANK, NB, NP, NS, V,
         )  # fmt: skip
         p_sums = p_partials + (programs + blocks).to(tl.int64) * (2 * HALF)
-        o = tl.arange(0, NP)[:, None] * VP + tl.arange(0, VP)[None, :]
-        for k in tl.static_range(COUNT):
-            i_row = (i_block.to(tl.int64) * COUNT + k) * splits + i_split
-            tl.store(p_sums + i_row * (NP * VP) + o, totals[k])
+        store_tiles(p_sums, i_program, totals, COUNT, NP, VP)
         zeros = tl.zeros([HALF], tl.float32)
         store_row(
             p_partials,
@@ -251,7 +230,7 @@ def norm_moments_few(
             2 * HALF,
         )
         if is_last(p_tickets + 1 + i_block, splits):
-            totals = _sum_of_splits(p_sums, i_block, splits, COUNT, NB * NS, NP, VP)
+            totals = sum_tiles(p_sums, i_block * splits, splits, COUNT, NB * NS, NP, VP)
             m_sums = _add_pairs(m_sums, totals, T, BIAS, 1)
             row = moments_row(zeros, pair_row(m_sums, NP, PAIRS, HALF), HALF)
             row += sum_rows(p_partials, i_block * splits, splits, 2 * HALF, ROWS)

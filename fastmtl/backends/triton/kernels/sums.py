@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
-from fastmtl.backends.triton.kernels.gnr import gnr_step
+from fastmtl.backends.triton.kernels.gnr import gnr_step_of_moments
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
 from fastmtl.backends.triton.kernels.moments import moments_row, pair_row, store_moments
+from fastmtl.backends.triton.kernels.shares import store_tiles, sum_tiles
 from fastmtl.backends.triton.kernels.tiles import (
     add_pairs,
     add_products,
@@ -15,7 +16,6 @@ from fastmtl.backends.triton.kernels.tiles import (
     joined,
     load_tile,
     repeated,
-    summed,
     tile_mask,
     tile_offsets,
 )
@@ -232,38 +232,10 @@ def sum_moments_few(
     if last:
         store_moments(p_M, p_Q, values, batch, T, HALF, True)
         if STEP:
-            tl.debug_barrier()  # all threads have stored
-            gnr_step(
-                p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
-                T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+            gnr_step_of_moments(
+                p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
+                OBJECTIVE, ACCUMULATED,
             )  # fmt: skip
-
-
-@triton.jit
-def _sum_shares(p_tiles, first, count, T: tl.constexpr, R: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
-    """T tiles [N, V], added over the shares first ... first + count - 1, R at a time in a fixed order.
-
-    Volatile: other programs of this launch wrote them.
-    """
-    o = tl.arange(0, N)[None, :, None] * V + tl.arange(0, V)[None, None, :]
-    sums = repeated(tl.zeros([R, N, V], tl.float32), T)
-    for i in range(0, count, R):
-        i_share = i + tl.arange(0, R)[:, None, None]
-        more = ()
-        for k in tl.static_range(T):
-            p = p_tiles + ((first + i_share).to(tl.int64) * T + k) * (N * V) + o
-            m = tl.broadcast_to(i_share < count, [R, N, V])
-            more = more + (tl.load(p, mask=m, other=0.0, volatile=True),)
-        sums = added(sums, more, T)
-    return summed(sums, 0, T)
-
-
-@triton.jit
-def _store_tiles(p_tiles, i_share, tiles, T: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
-    """Write a share's T tiles [N, V]."""
-    o = tl.arange(0, N)[:, None] * V + tl.arange(0, V)[None, :]
-    for k in tl.static_range(T):
-        tl.store(p_tiles + (i_share.to(tl.int64) * T + k) * (N * V) + o, tiles[k])
 
 
 @triton.jit(do_not_specialize=["present", "splits", "group", "blocks", "samples", "accumulation"])
@@ -338,13 +310,13 @@ def sum_moments_split(
         for k in tl.static_range(T):
             folded = folded + (tl.sum(tl.reshape(tiles[k], [NB, N, V]), 0),)
         tiles = folded
-    _store_tiles(p_tiles, i_program, tiles, T, N, V)
+    store_tiles(p_tiles, i_program, tiles, T, N, V)
     if is_last(p_tickets + 1 + blocks + i_group, members):
         i_first = i_block * splits + i_member * group
         store_row(p_group_rows, i_group, sum_rows(p_partials, i_first, members, 2 * HALF, ROWS), 2 * HALF)
-        _store_tiles(p_group_tiles, i_group, _sum_shares(p_tiles, i_first, members, T, R, N, V), T, N, V)
+        store_tiles(p_group_tiles, i_group, sum_tiles(p_tiles, i_first, members, T, R, N, V), T, N, V)
         if is_last(p_tickets + 1 + i_block, groups):
-            whole = _sum_shares(p_group_tiles, i_block * groups, groups, T, R, N, V)
+            whole = sum_tiles(p_group_tiles, i_block * groups, groups, T, R, N, V)
             m_sums = add_products(repeated(tl.zeros([N], tl.float32), PAIRS), whole, whole, T)
             values = moments_row(zeros, pair_row(m_sums, N, PAIRS, HALF), HALF)
             values += sum_rows(p_group_rows, i_block * groups, groups, 2 * HALF, ROWS)
@@ -352,8 +324,7 @@ def sum_moments_split(
             if is_last(p_tickets, blocks):
                 store_moments(p_M, p_Q, sum_rows(p_block_rows, 0, blocks, 2 * HALF, ROWS), batch, T, HALF, True)
                 if STEP:
-                    tl.debug_barrier()
-                    gnr_step(
-                        p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
-                        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+                    gnr_step_of_moments(
+                        p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
+                        OBJECTIVE, ACCUMULATED,
                     )  # fmt: skip

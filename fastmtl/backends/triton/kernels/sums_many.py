@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.finish import finish, is_last, store_row, sum_rows
-from fastmtl.backends.triton.kernels.gnr import gnr_step
+from fastmtl.backends.triton.kernels.gnr import gnr_step_of_moments
 from fastmtl.backends.triton.kernels.gradnorm import gradnorm_step
 from fastmtl.backends.triton.kernels.rows import (
     addresses,
@@ -177,10 +177,9 @@ def sum_moments_many(
     if last:
         _store_moments(p_M, p_Q, values, batch, T, TASKS)
         if STEP:
-            tl.debug_barrier()  # all threads have stored
-            gnr_step(
-                p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
-                T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+            gnr_step_of_moments(
+                p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
+                OBJECTIVE, ACCUMULATED,
             )  # fmt: skip
 
 
@@ -249,8 +248,7 @@ def sum_moments_many_split(
         if is_last(p_tickets, blocks):
             _store_moments(p_M, p_Q, sum_rows(p_partials, blocks * splits, blocks, WIDTH, ROWS), batch, T, TASKS)
             if STEP:
-                tl.debug_barrier()
-                gnr_step(
-                    p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor,
-                    T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+                gnr_step_of_moments(
+                    p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
+                    OBJECTIVE, ACCUMULATED,
                 )  # fmt: skip
