@@ -115,8 +115,8 @@ def test_a_mask_dropped_from_a_load(edited):
 def test_a_mask_dropped_from_a_store(edited):
     edited(
         kernels,
-        "tl.store(p, total.to(p_total.dtype.element_ty), mask=m)",
-        "tl.store(p, total.to(p_total.dtype.element_ty))",
+        "tl.store(p_total + o_total, total.to(p_total.dtype.element_ty), mask=m)",
+        "tl.store(p_total + o_total, total.to(p_total.dtype.element_ty))",
     )
     with seen_by_ttsem("oob_write"):
         check(TAIL)
