@@ -20,7 +20,7 @@ def width(tasks: int) -> int:
 
 def scratch_size(tasks: int) -> int:
     """Float64 numbers that `kernels.max_min` takes."""
-    return (3 * width(tasks) + ROWS.value) * width(tasks)
+    return (4 * width(tasks) + ROWS.value) * width(tasks)
 
 
 def warps(tasks: int) -> int:

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastmtl.backends.triton.kernels.max_min import max_min, semidefinite, square
+from fastmtl.backends.triton.kernels.max_min import (
+    AT_ONCE,
+    UNITS,
+    load_rows,
+    load_vector,
+    max_min,
+    semidefinite,
+    square,
+    store_vector,
+)
 from fastmtl.backends.triton.kernels.numbers import LARGEST, SMALLEST, all_of, at_least, is_finite
 
 _ROUNDING = tl.constexpr(1e-6)  # a variance below this times the mean square is float32 rounding
@@ -38,7 +47,6 @@ def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T
 
     Returns the units [P], the tasks to weigh, and whether all is finite. ``measured``: else M is S, and there is no noise.
     """
-    row, column, o = square(P)
     i = tl.arange(0, P)
     o_diagonal = i * (T + 1)
     share = tl.load(p_shares + o_diagonal, mask=present, other=1.0)
@@ -49,15 +57,27 @@ def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T
     second = signal + tl.where(kept, alone / samples, 0.0)
     active = present & (second > 0)
     d = 1 / tl.sqrt(tl.where(active, second, 1.0))
-    pairs = active[:, None] & active[None, :]
-    o_average = column * T + row
-    units = d[:, None] * d[None, :] / tl.load(p_shares + o_average, mask=pairs, other=1.0)
-    R = tl.load(p_averages + (o_signal + o_average), mask=pairs, other=0.0) * units
-    tl.store(p_scratch + o, R)
-    pairs = pairs & kept[:, None] & kept[None, :]
-    E = tl.load(p_averages + (T * T + o_average), mask=pairs, other=0.0) / samples * units
-    tl.store(p_scratch + P * P + o, E)
-    return d, active, _all_pairs(is_finite(R) & is_finite(E))
+    kinds = active.to(tl.float64) + (active & kept).to(tl.float64)
+    store_vector(p_scratch, 0, UNITS, d, P)
+    store_vector(p_scratch, 0, UNITS + 1, kinds, P)
+    tl.debug_barrier()
+    BLOCK: tl.constexpr = min(P, AT_ONCE)
+    column = i[None, :]
+    sound = 1
+    for first in range(0, P, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        p_tile = p_scratch + (rows[:, None] * P + column)
+        o_average = column * T + rows[:, None]
+        kind = tl.minimum(load_rows(p_scratch, rows, UNITS + 1, P), kinds[None, :])
+        pairs = kind > 0
+        units = load_rows(p_scratch, rows, UNITS, P) * d[None, :]
+        units /= tl.load(p_shares + o_average, mask=pairs, other=1.0)
+        R = tl.load(p_averages + (o_signal + o_average), mask=pairs, other=0.0) * units
+        tl.store(p_tile, R)
+        E = tl.load(p_averages + (T * T + o_average), mask=kind > 1, other=0.0) / samples * units
+        tl.store(p_tile + P * P, E)
+        sound &= _all_pairs(is_finite(R) & is_finite(E)).to(tl.int32)
+    return d, active, sound != 0
 
 
 @triton.jit
@@ -96,9 +116,10 @@ def _update_weights(
         tl.store(p_scratch + o, R)
         tl.store(p_scratch + P * P + o, E)
         tl.debug_barrier()
+        store_vector(p_scratch, 0, UNITS, r * d, P)
         v = max_min(p_scratch, active, P)
 
-        goal = tl.where(active, tl.log(v * r * d), 0.0)
+        goal = tl.where(active, tl.log(v * load_vector(p_scratch, 0, UNITS, P)), 0.0)
         now = tl.load(p_weights + i, mask=i < T, other=1.0).to(tl.float64)
         blended = tl.where(active, tl.exp((1 - step) * tl.log(now) + step * goal), 0.0)
         budget = T - tl.sum(tl.where(active | (i >= T), 0.0, now), 0)  # the tasks left out keep their weight
@@ -113,11 +134,36 @@ def _average(p, value, decay, mask):
 
 
 @triton.jit
-def _unscaled(p, row_stride, column_stride, units, mask, P: tl.constexpr):
-    """[P, P] of M or Q as they arrived, for losses without weights; 0 outside the mask."""
-    row, column, _ = square(P)
-    values = tl.load(p + row * row_stride + column * column_stride, mask=mask, other=0.0)
+def _unscaled(p, units, mask):
+    """Of M or Q as they arrived, for losses without weights; 0 outside the mask."""
+    values = tl.load(p, mask=mask, other=0.0)
     return tl.where(mask, values.to(tl.float64) / units, 0.0)
+
+
+@triton.jit
+def _is_present(p_message, i, T: tl.constexpr):
+    return tl.load(p_message + 2 + 2 * T + i, mask=i < T, other=0.0) == 1
+
+
+@triton.jit
+def _moments_of(
+    p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, unit, has_noise, rows,
+    T: tl.constexpr, P: tl.constexpr, HAS_Q: tl.constexpr,
+):  # fmt: skip
+    """Some rows of M and Q, for losses without weights, which pairs of tasks are present, and whether what is known fits."""
+    i = tl.arange(0, P)
+    pairs = _is_present(p_message, rows, T)[:, None] & _is_present(p_message, i, T)[None, :]
+    units = unit * tl.load(p_message + 2 + T + rows, mask=rows < T, other=1.0).to(tl.float64)[:, None]
+    units *= tl.load(p_message + 2 + T + i, mask=i < T, other=1.0).to(tl.float64)[None, :]
+    M = _unscaled(p_M + rows[:, None] * row_stride_M + i[None, :] * column_stride_M, units, pairs)
+    fits = tl.abs(M) <= LARGEST
+    if HAS_Q:
+        Q = _unscaled(p_Q + rows[:, None] * row_stride_Q + i[None, :] * column_stride_Q, units, pairs & has_noise)
+        fits = fits & (tl.abs(Q) <= LARGEST)
+        Q = tl.where(has_noise, Q, float("nan"))
+    else:
+        Q = tl.full(M.shape, float("nan"), tl.float64)
+    return M, Q, pairs, _all_pairs(fits)
 
 
 @triton.jit
@@ -145,46 +191,50 @@ def gnr_step(
 ):
     """As `fastmtl.backends.reference.gnr_update`, line by line, in float64; all threads of one program call it."""
     p_weights, p_moments, p_averages, p_shares, p_samples, p_counters, p_task_counters = p_state
-    row, column, _ = square(P)
     i = tl.arange(0, P)
     m = i < T
-    o = row * T + column
     valid = tl.load(p_message)
     scale = tl.load(p_message + 1).to(tl.float64)
     losses = tl.load(p_message + 2 + i, mask=m, other=0.0).to(tl.float64)
-    used = tl.load(p_message + 2 + T + i, mask=m, other=1.0).to(tl.float64)
     presence = tl.load(p_message + 2 + 2 * T + i, mask=m, other=0.0)
     present = m & (presence == 1)
-    pairs = present[:, None] & present[None, :]
     samples = tl.cast(batch, tl.float64)
     has_noise = (batch > 1) & HAS_Q
-
-    units = scale * scale
+    unit = scale * scale
     if LOSS_SUM:
-        units *= samples * samples
-    units = units * used[:, None] * used[None, :]
-    M = _unscaled(p_M, row_stride_M, column_stride_M, units, pairs, P)
-    fits = tl.abs(M) <= LARGEST
-    if HAS_Q:
-        Q = _unscaled(p_Q, row_stride_Q, column_stride_Q, units, pairs & has_noise, P)
-        fits = fits & (tl.abs(Q) <= LARGEST)
-        Q = tl.where(has_noise, Q, float("nan"))
-    else:
-        Q = tl.full([P, P], float("nan"), tl.float64)
-    measured = (valid == 1) & (scale != 0)
-    finite = _all_pairs(fits) & all_of(~present | is_finite(losses)) & is_finite(scale)
-    accepted = measured & finite
-    taken = accepted & pairs
+        unit *= samples * samples
 
-    tl.store(p_moments + o, M.to(tl.float32), mask=taken)
-    tl.store(p_moments + T * T + o, Q.to(tl.float32), mask=taken)
+    # Some rows after others, so that the registers do; and twice, as nothing is to change where anything is not finite.
+    BLOCK: tl.constexpr = min(P, AT_ONCE)
+    fits = 1
+    for first in range(0, P, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        _, _, _, these = _moments_of(
+            p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, unit, has_noise, rows,
+            T, P, HAS_Q,
+        )  # fmt: skip
+        fits &= these.to(tl.int32)
+    measured = (valid == 1) & (scale != 0)
+    finite = (fits != 0) & all_of(~present | is_finite(losses)) & is_finite(scale)
+    accepted = measured & finite
+
+    for first in range(0, P, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        M, Q, pairs, _ = _moments_of(
+            p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, unit, has_noise, rows,
+            T, P, HAS_Q,
+        )  # fmt: skip
+        taken = accepted & pairs
+        o = rows[:, None] * T + i[None, :]
+        tl.store(p_moments + o, M.to(tl.float32), mask=taken)
+        tl.store(p_moments + T * T + o, Q.to(tl.float32), mask=taken)
+        C = samples / (samples - 1) * (Q - M)
+        _average(p_averages + o, M - C / samples, decay, taken)
+        _average(p_averages + (T * T + o), C, decay, taken)
+        _average(p_averages + (2 * T * T + o), M, decay, taken)
+        _average(p_shares + o, 1.0, decay, taken)
     own = tl.load(p_M + i * (row_stride_M + column_stride_M), mask=present, other=1.0)
     without = accepted & present & (own == 0)
-    C = samples / (samples - 1) * (Q - M)
-    _average(p_averages + o, M - C / samples, decay, taken)
-    _average(p_averages + (T * T + o), C, decay, taken)
-    _average(p_averages + (2 * T * T + o), M, decay, taken)
-    _average(p_shares + o, 1.0, decay, taken)
     if OBJECTIVE != "none":
         if accepted:
             tl.debug_barrier()
