@@ -60,18 +60,18 @@ def _zero(steps, i_loop, P: tl.constexpr):
 @triton.jit
 def load_vector(p_scratch, zero, name, P: tl.constexpr):
     """A vector of the scratch."""
-    return tl.load(p_scratch + ((3 * P + name) * P + (tl.arange(0, P) + zero)))
+    return tl.load((p_scratch + (tl.arange(0, P) + zero)) + (3 * P + name) * P)
 
 
 @triton.jit
 def store_vector(p_scratch, zero, name, values, P: tl.constexpr):
-    tl.store(p_scratch + ((3 * P + name) * P + (tl.arange(0, P) + zero)), values)
+    tl.store((p_scratch + (tl.arange(0, P) + zero)) + (3 * P + name) * P, values)
 
 
 @triton.jit
 def load_rows(p_scratch, rows, name, P: tl.constexpr):
     """Of a vector, as a column: a number for each of some rows of a matrix."""
-    return tl.load(p_scratch + ((3 * P + name) * P + rows[:, None]))
+    return tl.load((p_scratch + rows[:, None]) + (3 * P + name) * P)
 
 
 @triton.jit
