@@ -112,6 +112,7 @@ def list_cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
         yield case(f"T{tasks}", tasks, (300, 1, 0, 77))
     yield case("T3-large", 3, (70001, 5, 140000))
     yield case("T4-missing", 4, (31, 8, 100), missing=True)
+    yield case("T34-missing", 34, (31, 8, 100), missing=True)
     for layout in LAYOUTS:
 
         def strided(generator: torch.Generator, layout: str = layout) -> list[Any]:

@@ -65,11 +65,18 @@ def _grads(tasks: int, shape: Sequence[int], dtype: torch.dtype) -> list[Tensor 
     return [torch.empty(tuple(shape), dtype=dtype, device="cuda") for _ in range(tasks)]
 
 
+def _wide(op: str, tasks: int, dtype: torch.dtype) -> int:
+    """Loads of 16 bytes, one of each task; where kernels have the sums of many pairs these are 8 bytes of 16-bit numbers."""
+    pairs = op in ("gram", "sum_moments", "sum_moments_update")
+    return 0 if pairs and configs.lanes_of_pairs(tasks, 16 // dtype.itemsize) * dtype.itemsize < 16 else tasks
+
+
 def _sums(op: str, tasks: int, dtype: torch.dtype, name: str, shape: Sequence[int], wide: bool) -> Subject:
     def call() -> Any:
         return getattr(backend, op)(_grads(tasks, shape, dtype))
 
-    return Subject(f"{op}-{name}", tasks, dtype, call, tasks if wide else 0, int(wide))
+    loads = _wide(op, tasks, dtype) if wide else 0
+    return Subject(f"{op}-{name}", tasks, dtype, call, loads, int(loads > 0))
 
 
 def _made(like: Sequence[Tensor]) -> list[Tensor]:
@@ -107,7 +114,8 @@ def _sums_with_update(op: str, tasks: int, dtype: torch.dtype) -> Subject:
         arguments = _gradnorm(tasks) if op == "sum_norms_update" else _gnr(tasks)
         return getattr(backend, op)(_grads(tasks, (32, 256, 56, 56), dtype), *arguments)
 
-    return Subject(op, tasks, dtype, call, tasks, 1)
+    loads = _wide(op, tasks, dtype)
+    return Subject(op, tasks, dtype, call, loads, int(loads > 0))
 
 
 def _lists(op: str, tasks: int, dtype: torch.dtype) -> Subject:
@@ -119,8 +127,8 @@ def _lists(op: str, tasks: int, dtype: torch.dtype) -> Subject:
         more = [torch.empty(tasks, device="cuda")] if op == "weighted_sum" else []
         return getattr(backend, op)(tensors, tasks, *more)
 
-    few = tasks <= (configs.FEW_PAIRS if op == "gram" else configs.FEW_NORMS)
-    return Subject(op, tasks, dtype, call, tasks if few else 1, int(op == "weighted_sum"))
+    wide = 1 if op == "gram" and tasks > configs.FEW_PAIRS else _wide(op, tasks, dtype)
+    return Subject(op, tasks, dtype, call, wide, int(op == "weighted_sum"))
 
 
 def _products(op: str, tasks: int, dtype: torch.dtype) -> Subject:

@@ -12,9 +12,8 @@ from fastmtl.backends.triton.workspace import TICKETS
 
 # Tasks of which tiles, and the sums of pairs for both M and Q, fit the registers side by side.
 FEW = 8
-# The same with the sums of pairs for one matrix: some 250 registers a thread for 12 tasks, and for 10 in groups of 8.
+# The same with the sums of pairs for one matrix, and four positions a thread: some 250 registers a thread for 12 tasks.
 FEW_PAIRS = 12
-WIDE_PAIRS = 10
 # Tasks whose tiles are read one after another, with a sum of each in registers.
 FEW_NORMS = 40
 # Four warps have T loads of 16 bytes a thread under way; more would only make a program's reductions dearer.
@@ -136,6 +135,15 @@ GNR_REGISTERS = 128
 def norms_registers(tasks: int, step: bool = False) -> int:
     """Of kernels that read a tile of each task one after another: its sum, and four registers of a load under way."""
     return max(min(MOST_REGISTERS, 32 + 5 * tasks), GRADNORM_REGISTERS if step else 0)
+
+
+def lanes_of_pairs(tasks: int, widest: int) -> int:
+    """Positions that a thread takes at once where it has the sums of all pairs: as many as 16 bytes hold, for more tasks four.
+
+    For 9 tasks and more 8 numbers of 16 bits, and their sums over samples, leave the compilers too few registers. 8 bytes a
+    load of so many tasks keep the memory as busy, as more programs fit.
+    """
+    return widest if tasks <= FEW else min(widest, 4)
 
 
 def pairs_registers(tasks: int, V: int) -> int:

@@ -18,6 +18,7 @@ _MOST_TILES = 1 << 17  # their tickets fit the workspace twice: those of Q and t
 # keep within 255 and nothing is spilled: by warp size, as AMD's compiler takes more, as do products without tensor cores.
 _REGISTERS = {32: 96, 64: 80}
 _MANY = 6  # tasks whose 28 and more pairs take as many registers as their tiles
+_MOST = 8  # more have 45 pairs and more: what operands take has to be least
 
 
 def _held(tasks: int, per_sample: bool, warp_size: int) -> int:
@@ -81,6 +82,13 @@ class Shape:
     positions: int
 
 
+def _stages(shape: Shape) -> int:
+    """Three: the loads of two steps are under way. Fewer where products of pairs and split operands take the registers."""
+    if shape.tasks > _MOST and shape.bits == 32:
+        return 1
+    return 2 if shape.tasks > _MANY and (shape.per_sample or shape.bits == 32) else 3
+
+
 @functools.lru_cache(maxsize=1024)
 def form_config(chip: Chip, shape: Shape) -> FormConfig:
     """The tile of T tasks' gradients.
@@ -98,14 +106,14 @@ def form_config(chip: Chip, shape: Shape) -> FormConfig:
         warps = 8
     narrow = shape.unfolded and not shape.whole
     # Short chains of products in tensor cores, as these truncate.
-    most_positions = 16 if narrow or shape.bits == 32 else 64 if shape.whole and not short else 32
+    shortest = narrow or shape.bits == 32 or shape.tasks > _MOST
+    most_positions = 16 if shortest else 64 if shape.whole and not short else 32
     return FormConfig(
         inputs=16 * warps,
         outputs=min(2 * held, 64, max(8, power_of_two(shape.outputs))),
         positions=max(16, min(most_positions, power_of_two(shape.positions))),
         warps=warps,
-        # The loads of two steps under way; of one where products of pairs or split operands take the registers.
-        stages=2 if shape.tasks > _MANY and (shape.per_sample or shape.bits == 32) else 3,
+        stages=_stages(shape),
     )
 
 

@@ -13,7 +13,7 @@ from fastmtl.backends.triton.rows import rows_of
 # program meets. More would save launches of models with more tensors, and take longer to compile.
 POINTERS = 128
 COLUMNS = 32
-MOST_CHUNK = 20  # tasks of a weighted sum that are read side by side: their pointers and weights fit the registers
+MOST_CHUNK = 20  # tasks that are read side by side: their pointers, and the weights of a sum, fit the registers
 
 
 def columns_of_launch(tasks: int) -> int:
@@ -22,8 +22,13 @@ def columns_of_launch(tasks: int) -> int:
 
 
 def chunk_of(tasks: int) -> int:
-    """C: tasks of a weighted sum that are read side by side, chunks as even as can be."""
+    """C: tasks that are read side by side, chunks as even as can be."""
     return -(-tasks // -(-tasks // MOST_CHUNK))
+
+
+def norms_registers(tasks: int) -> int:
+    """Of `squared_norms`: a sum of each task, a pointer of each of a chunk, and what its loads take."""
+    return max(LEAST_REGISTERS, min(32 + 5 * tasks, 64 + tasks + 4 * chunk_of(tasks)))
 
 
 def sum_registers(tasks: int) -> int:
@@ -77,19 +82,4 @@ def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, in
         warps,
         stages,
         _programs(chip, blocks, tile, (stages - 1) * tile, rows * rows, resident(chip, registers, warps)),
-    )
-
-
-def norm_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int]:
-    """As `gram_rows` for squared norms: four loads of 16 bytes a thread under way, in rows of at least 128 bytes."""
-    rows = rows_of(tasks)
-    return rows, 4 * 4 * chip.warp_size * 16 // (itemsize * rows), 4, 1
-
-
-def norm_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, int, int], blocks: int) -> RowConfig:
-    """For ``blocks`` tiles of ``shape``, see `norm_rows`."""
-    rows, positions, warps, stages = shape
-    tile = tasks * positions * itemsize
-    return RowConfig(
-        rows, positions, warps, stages, _programs(chip, blocks, tile, tile, rows, resident(chip, 128, warps))
     )

@@ -131,7 +131,7 @@ class _Group:
         """Arguments that say where positions lie."""
         column = self.columns[0]
         tasks = len(column.tensors)
-        known = {"T": tasks, "G": self.G, "V": width(self.like), "VECTOR": column.vector}
+        known = {"T": tasks, "G": self.G, "VECTOR": column.vector}
         if column.layout is None:
             return {"sizes": (1,), "strides": ((1,),) * tasks, "RANK": 0} | known
         return {"sizes": column.layout.sizes, "strides": column.layout.strides[1:], "RANK": column.layout.rank} | known
@@ -175,8 +175,7 @@ def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
 def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Squared norms of the T gradients, each a list of N tensors."""
     result = present_of(tensors)[0].new_empty(tasks, dtype=torch.float32)
-    launch = _squared_norms_few if tasks <= configs.FEW_NORMS else _squared_norms_many
-    return _added(launch, _measured(tensors, tasks), result)
+    return _added(_squared_norms, _measured(tensors, tasks), result)
 
 
 def _added(launch: Any, groups: list[_Group], result: Tensor) -> Tensor:
@@ -191,20 +190,32 @@ def _added(launch: Any, groups: list[_Group], result: Tensor) -> Tensor:
 def _gram_few(group: _Group, result: Tensor, accumulate: bool) -> None:
     tasks = result.shape[0]
     width_of_row = max(2, power_of_two(tasks * (tasks + 1) // 2))
-    registers = max(configs.LEAST_REGISTERS, configs.pairs_registers(tasks, width(group.like)))
-    _few(kernels.gram_few, group, result, accumulate, width_of_row, registers)
+    V = configs.lanes_of_pairs(tasks, width(group.like))
+    registers = max(configs.LEAST_REGISTERS, configs.pairs_registers(tasks, V))
+    _few(kernels.gram_few, group, result, accumulate, V, width_of_row, registers)
 
 
-def _squared_norms_few(group: _Group, result: Tensor, accumulate: bool) -> None:
+def _squared_norms(group: _Group, result: Tensor, accumulate: bool) -> None:
     tasks = result.shape[0]
-    registers = max(configs.LEAST_REGISTERS, configs.norms_registers(tasks))
-    _few(kernels.squared_norms_few, group, result, accumulate, max(2, power_of_two(tasks)), registers)
+    width_of_row = max(2, power_of_two(tasks))
+    registers = list_configs.norms_registers(tasks)
+    C = list_configs.chunk_of(tasks)
+    _few(kernels.squared_norms, group, result, accumulate, width(group.like), width_of_row, registers, C=C)
 
 
-def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: int, registers: int) -> None:
+def _few(
+    kernel: Any,
+    group: _Group,
+    result: Tensor,
+    accumulate: bool,
+    V: int,
+    WIDTH: int,
+    registers: int,
+    **constants: int,
+) -> None:
     chip = chip_of(result.device)
-    ends, tails, blocks = group.blocks(4 * chip.warp_size * width(group.like))
-    config = configs.streaming(chip, result.shape[0], blocks, registers)
+    ends, tails, blocks = group.blocks(configs.WARPS * chip.warp_size * V)
+    config = configs.streaming(chip, result.shape[0], blocks, registers, V * group.like.element_size())
     partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
     kernel[(config.programs.count,)](
         group.tensors,
@@ -220,8 +231,10 @@ def _few(kernel: Any, group: _Group, result: Tensor, accumulate: bool, WIDTH: in
         blocks,
         **group.geometry,
         N=config.rows,
+        V=V,
         WIDTH=WIDTH,
         ROWS=rows_for(WIDTH),
+        **constants,
         **config.options,
         **OPTIONS,
     )
@@ -244,14 +257,6 @@ def _gram_many(group: _Group, result: Tensor, accumulate: bool) -> None:
         config.rows**2,
         PRECISION=precision_of(chip),
     )
-
-
-def _squared_norms_many(group: _Group, result: Tensor, accumulate: bool) -> None:
-    chip, tasks, itemsize = chip_of(result.device), result.shape[0], group.like.element_size()
-    shape = list_configs.norm_rows(chip, tasks, itemsize)
-    ends, tails, blocks = group.blocks(shape[1])
-    config = list_configs.norm_config(chip, tasks, itemsize, shape, blocks)
-    _many(lists_many.squared_norms_many, group, result, accumulate, ends, tails, blocks, config, config.rows)
 
 
 def _many(
@@ -280,6 +285,7 @@ def _many(
         config.programs.group,
         blocks,
         **group.geometry,
+        V=width(group.like),
         T_PAD=config.rows,
         K=config.positions,
         ROWS=rows_for(WIDTH),
@@ -310,7 +316,7 @@ def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tens
 def _weighted_sum(group: _Group, weights: Tensor) -> None:
     chip, tasks, layout = chip_of(weights.device), weights.shape[0], group.columns[0].layout
     V = width(group.like)
-    ends, tails, blocks = group.blocks(4 * chip.warp_size * V)
+    ends, tails, blocks = group.blocks(configs.WARPS * chip.warp_size * V)
     chunk = list_configs.chunk_of(tasks)
     config = configs.streaming(chip, chunk, blocks, list_configs.sum_registers(tasks))
     kernels.weighted_sum[(config.programs.count,)](
@@ -327,6 +333,7 @@ def _weighted_sum(group: _Group, weights: Tensor) -> None:
         **group.geometry,
         C=chunk,
         N=config.rows,
+        V=V,
         **config.options,
         **OPTIONS,
     )

@@ -91,9 +91,7 @@ def _sum_moments(grads: Sequence[Tensor | None], update: Update | None) -> tuple
 
 def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     total, tasks = inputs.total, inputs.tasks
-    V = _group(inputs)
-    if tasks > configs.WIDE_PAIRS:
-        V = min(V, 4)
+    V = configs.lanes_of_pairs(tasks, _group(inputs))
     registers = configs.moments_registers(tasks, V, step.update is not None)
     config = configs.by_samples(
         chip_of(total.device), tasks, total.shape[0], inputs.layout.positions, V, registers, total.element_size()

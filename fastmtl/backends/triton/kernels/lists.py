@@ -14,7 +14,6 @@ import triton.language as tl
 from fastmtl.backends.triton.kernels.finish import finish
 from fastmtl.backends.triton.kernels.tiles import (
     add_pairs,
-    add_squares,
     joined,
     load_tile,
     pair_of,
@@ -216,8 +215,32 @@ def gram_few(
         store_symmetric(p_gram, before + values, i_pair, T)
 
 
+@triton.jit
+def _squares_of_chunk(
+    sums, tensors, words, i_column, first, last, positions, sizes, strides,
+    START: tl.constexpr, COUNT: tl.constexpr, G: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, V: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """A tuple of COUNT ``sums`` [N], from task START on, with the squares of a run of blocks of a column."""
+    addresses = ()
+    chunk = ()
+    for j in tl.static_range(COUNT):
+        addresses = addresses + (address_of(tensors, i_column, START + j, G),)
+        chunk = chunk + (sums[START + j],)
+    for i_block in range(first, last):
+        m = tile_mask(i_block, positions, N, V, VECTOR)
+        out = ()
+        for j in tl.static_range(COUNT):
+            own = strides[START + j if RANK > 0 else 0]
+            p = pointers_at(addresses[j], tensors[0][0].dtype, i_block, sizes, own, RANK, N, V, VECTOR)
+            tile = load_tile(p, m, (START + j) % WORD, words[(START + j) // WORD])
+            out = out + (chunk[j] + tl.sum(tile * tile, 1),)
+        chunk = out
+    return chunk
+
+
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tensors"])
-def squared_norms_few(
+def squared_norms(
     tensors,
     p_norms,  # [T] float32
     p_partials,
@@ -237,21 +260,25 @@ def squared_norms_few(
     N: tl.constexpr,
     V: tl.constexpr,
     VECTOR: tl.constexpr,
+    C: tl.constexpr,
     WIDTH: tl.constexpr,  # T as a power of two, at least 2
     ROWS: tl.constexpr,
 ):
-    """As `gram_few`, the diagonal alone."""
+    """As `gram_few`, the diagonal alone, of C tasks at a time: registers hold their addresses."""
     i_program = tl.program_id(0)
     begin, end = run_of(i_program, programs, blocks)
+    WORDS: tl.constexpr = (T + WORD - 1) // WORD
     sums = repeated(tl.zeros([N], tl.float32), T)
     for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
-        addresses = addresses_of(tensors, i_column, T, G)
-        (bits,) = chosen_words(present, i_column, 1, G)
+        words = chosen_words(present, i_column, WORDS, G)
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
-        for i_block in range(first, last):
-            m = tile_mask(i_block, positions, N, V, VECTOR)
-            tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
-            sums = add_squares(sums, tiles, T)
+        out = ()
+        for c in tl.static_range(0, T, C):
+            out = out + _squares_of_chunk(
+                sums, tensors, words, i_column, first, last, positions, sizes, strides, c, C if c + C < T else T - c,
+                G, RANK, N, V, VECTOR,
+            )  # fmt: skip
+        sums = out
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - T), WIDTH), 0)
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
     if is_last:

@@ -51,8 +51,8 @@ def square(P: tl.constexpr, zero=0):
 def _zero(steps, i_loop, P: tl.constexpr):
     """0, which the compiler takes for another number in each pass of a loop.
 
-    Added to indices it keeps them in the loop: else those of all layouts, and the addresses of all that is in the scratch, stay in
-    registers.
+    Added to indices it keeps them in the loop: else those of all layouts, and the addresses of all that is in the scratch,
+    stay in registers.
     """
     return steps // (P + 1) * i_loop * P
 
@@ -65,6 +65,7 @@ def load_vector(p_scratch, zero, name, P: tl.constexpr):
 
 @triton.jit
 def store_vector(p_scratch, zero, name, values, P: tl.constexpr):
+    """Write a vector of the scratch; others read it after a barrier."""
     tl.store((p_scratch + (tl.arange(0, P) + zero)) + (3 * P + name) * P, values)
 
 
@@ -104,7 +105,7 @@ def _eliminate(A, y, steps, zero, P: tl.constexpr):
 
     Takes the upper triangle of A. Returns U in that of a tile, y so far, and the pivots.
     """
-    row, column, _ = square(P, zero)
+    row, _, _ = square(P, zero)
     i = tl.arange(0, P) + zero
     pivots = tl.full([P], 1.0, tl.float64)
     for j in range(steps):
@@ -344,7 +345,8 @@ def max_min(p_scratch, active, P: tl.constexpr):
         stepped = v * (1 + primal * load_vector(p_scratch, zero, _DL, P))
         pi = load_vector(p_scratch, zero, _PI, P) + dual * load_vector(p_scratch, zero, _DPI, P)
         pi = pi / tl.sum(pi, 0)
-        margin = 0.1 * tl.sum(pi * one * (load_vector(p_scratch, zero, _S, P) + primal * load_vector(p_scratch, zero, _DS, P)), 0)
+        s = load_vector(p_scratch, zero, _S, P) + primal * load_vector(p_scratch, zero, _DS, P)
+        margin = 0.1 * tl.sum(pi * one * s, 0)
         store_vector(p_scratch, zero, _NEW_V, tl.where(one != 0, stepped / (tl.sum(stepped * one, 0) / tasks), 1.0), P)
         store_vector(p_scratch, zero, _NEW_PI, pi, P)
         tl.debug_barrier()
