@@ -13,6 +13,9 @@ constexpr double kSmallestNoise = 1e-9;    // n_k >= this times v_k^2: bounds th
 constexpr double kFarthest = 3;            // the largest relative change of a weight in one iteration
 constexpr double kRoundingOfUnits = 1e-9;  // of a matrix whose diagonal is about 1
 constexpr double kSmallestPivot = 1e-11;   // of the diagonal; below, the Hessian counts as indefinite
+// Converged: after a whole step, no longer than this, the gap that bounds what is left is almost the barrier's, 1e-5.
+constexpr double kGap = 1.2e-5;
+constexpr double kLastStep = 3e-3;
 
 // A primal-dual interior-point method on: minimise sigma where z_k(log v) <= sigma, with z_k = log v' A_k v / v_k^2 and
 // A_k = R with row and column k set to zero, plus E. The same steps as backends/reference/max_min.py, on the tasks that
@@ -57,7 +60,7 @@ class MaxMin {
     reach_ = kFarthest;
     for (int iteration = 0; iteration < kIterations; ++iteration) {
       if (!direction()) break;  // no factor of a finite Hessian: the best point so far stands
-      advance();
+      if (advance()) break;
     }
     return best_v_;
   }
@@ -238,7 +241,8 @@ class MaxMin {
     }
   }
 
-  FASTMTL_HD void advance() {
+  // Whether it has converged.
+  FASTMTL_HD bool advance() {
     double farthest = 0, primal = 1, dual = 1;  // the last two as reciprocals
     for (int64_t k = 0; k < n_; ++k) {
       farthest = fmax(farthest, fabs(x_[k]));
@@ -272,7 +276,7 @@ class MaxMin {
       }
       team_.sync();
       evaluate();
-      return;
+      return false;
     }
     worst_ = reached;
     double expected = 0;
@@ -283,6 +287,7 @@ class MaxMin {
       for (int64_t k = team_.rank(); k < n_; k += team_.size()) best_v_[k] = v_[k];
     }
     team_.sync();  // all have read s and ds
+    return primal == 1 && farthest <= kLastStep && expected <= kGap;
   }
 };
 

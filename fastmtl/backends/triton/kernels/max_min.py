@@ -14,6 +14,9 @@ _ITERATIONS = tl.constexpr(32)
 _SMALLEST_NOISE = tl.constexpr(1e-9)  # n_k >= this times v_k^2: bounds the ratio of a task without noise
 _FARTHEST = tl.constexpr(3.0)  # the largest relative change of a weight in one iteration
 _SMALLEST_PIVOT = tl.constexpr(1e-11)  # of the diagonal; below, the Hessian counts as indefinite
+# Converged: after a whole step, no longer than this, the gap that bounds what is left is almost the barrier's, 1e-5.
+_GAP = tl.constexpr(1.2e-5)
+_LAST_STEP = tl.constexpr(3e-3)
 _TOLERANCE = tl.constexpr(1e-9)  # rounding of a matrix whose diagonal is about 1
 
 ROWS = tl.constexpr(22)  # vectors of the scratch, by name:
@@ -312,6 +315,7 @@ def max_min(p_scratch, active, P: tl.constexpr):
     primal_limit = margin
     dual_limit = margin
     solved = 1
+    converging = 0
     iteration = 0
     while iteration <= _ITERATIONS:
         zero = _zero(steps, iteration, P)
@@ -332,9 +336,12 @@ def max_min(p_scratch, active, P: tl.constexpr):
             worst = reached
             sigma = at_least(new_sigma, reached + margin)
             tl.debug_barrier()
-            dsigma, farthest, primal_limit, dual_limit, solved = _direction(
-                p_scratch, iteration, n, z, sigma, tasks, steps, P
-            )
+            if converging == 1:
+                iteration = _ITERATIONS
+            else:
+                dsigma, farthest, primal_limit, dual_limit, solved = _direction(
+                    p_scratch, iteration, n, z, sigma, tasks, steps, P
+                )
         tl.debug_barrier()
 
         zero = _zero(steps, iteration + solved, P)
@@ -346,7 +353,9 @@ def max_min(p_scratch, active, P: tl.constexpr):
         pi = load_vector(p_scratch, zero, _PI, P) + dual * load_vector(p_scratch, zero, _DPI, P)
         pi = pi / tl.sum(pi, 0)
         s = load_vector(p_scratch, zero, _S, P) + primal * load_vector(p_scratch, zero, _DS, P)
-        margin = 0.1 * tl.sum(pi * one * s, 0)
+        gap = tl.sum(pi * one * s, 0)
+        margin = 0.1 * gap
+        converging = ((primal == 1) & (farthest <= _LAST_STEP) & (gap <= _GAP)).to(tl.int32)
         store_vector(p_scratch, zero, _NEW_V, tl.where(one != 0, stepped / (tl.sum(stepped * one, 0) / tasks), 1.0), P)
         store_vector(p_scratch, zero, _NEW_PI, pi, P)
         tl.debug_barrier()
