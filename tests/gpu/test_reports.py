@@ -26,7 +26,7 @@ BUDGETS = {
     ("sum_moments_few", 3): (80, 96, 80, 112),
     ("sum_moments_few", 8): (224, 252, 192, 288),
     ("sum_moments_few", 10): (255, 240, 208, 208),
-    ("gram_few", 10): (168, 128, 128, 128),
+    ("gram_few", 10): (168, 168, 128, 128),  # an embedding's in 16 bits is of float32 numbers
     ("squared_norms", 10): (112, 112, 64, 72),
     ("squared_norms", 40): (208, 208, 136, 136),
     ("sum_moments_split", 3): (112, 112, 80, 112),
