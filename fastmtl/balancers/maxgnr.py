@@ -21,9 +21,9 @@ class MaxGNR(NoiseBalancer):
         GNR_k(w)^2 = w_k^2 S_kk / N_k(w),   N_k(w) = E || sum_j w_j g_j - w_k grad L_k ||^2 = w' A_k w,
 
     A_k being S with row and column k set to zero, plus C / B. S and C are unbiased estimates from every batch, averaged
-    over batches; the weights that maximise min_k are found on the device by an interior-point method with a fixed number of
-    iterations, and the current weights move towards them. They are used from the next step on: weights that were chosen
-    from the batch they then train on would bias its gradient.
+    over batches; the weights that maximise min_k are found on the device by an interior-point method, and the current weights
+    move towards them. They are used from the next step on: weights that were chosen from the batch they then train on would
+    bias its gradient.
 
     The paper's abstract is the source of the idea. Its own equations were not available to us: this formulation is ours,
     and no number of the paper is claimed to be reproduced by it.

@@ -45,12 +45,12 @@ def _by_turns(first: int) -> list[testing.Case]:
     return [case for n, case in _numbered() if _in_full(case) or case.dtype == backend.DTYPES[(n + first) % count]]
 
 
-FROM_PTX = _by_turns(1)
-# Updates know one dtype, and their cases differ in their values alone: what PTX does not take is executed from TTIR.
-FROM_TTIR = _by_turns(0) + [
+FROM_PTX, FROM_TTIR = _by_turns(1), _by_turns(0)
+# Updates know one dtype, and their cases differ in their values alone: what no turn takes is executed from TTIR.
+FROM_TTIR += [
     case
-    for n, case in _numbered()
-    if not _in_full(case) and case.op in ("gradnorm_update", "gnr_update") and n % 3 == 1
+    for case in CASES
+    if case.op in ("gradnorm_update", "gnr_update") and case not in FROM_PTX and case not in FROM_TTIR
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastmtl.backends.triton import configs
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.configs import LEAST_REGISTERS, filling, resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
@@ -28,7 +29,7 @@ def chunk_of(tasks: int) -> int:
 
 def norms_registers(tasks: int) -> int:
     """Of `squared_norms`: a sum of each task, a pointer of each of a chunk, and what its loads take."""
-    return max(LEAST_REGISTERS, min(32 + 5 * tasks, 64 + tasks + 4 * chunk_of(tasks)))
+    return max(LEAST_REGISTERS, min(configs.norms_registers(tasks), 64 + tasks + 4 * chunk_of(tasks)))
 
 
 def sum_registers(tasks: int) -> int:

@@ -141,18 +141,17 @@ def _unscaled(p, units, mask):
 
 
 @triton.jit
-def _is_present(p_message, i, T: tl.constexpr):
-    return tl.load(p_message + 2 + 2 * T + i, mask=i < T, other=0.0) == 1
+def _presence(p_message, i, T: tl.constexpr):
+    """Of tasks: 1 where a gradient arrived, 2 where one should have; 0 past the last."""
+    return tl.load(p_message + 2 + 2 * T + i, mask=i < T, other=0.0)
 
 
 @triton.jit
-def _moments_of(
-    p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, unit, has_noise, rows,
-    T: tl.constexpr, P: tl.constexpr, HAS_Q: tl.constexpr,
-):  # fmt: skip
+def _moments_of(arrived, p_message, unit, has_noise, rows, T: tl.constexpr, P: tl.constexpr, HAS_Q: tl.constexpr):
     """Some rows of M and Q, for losses without weights, which pairs of tasks are present, and whether what is known fits."""
+    p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q = arrived
     i = tl.arange(0, P)
-    pairs = _is_present(p_message, rows, T)[:, None] & _is_present(p_message, i, T)[None, :]
+    pairs = (_presence(p_message, rows, T) == 1)[:, None] & (_presence(p_message, i, T) == 1)[None, :]
     units = unit * tl.load(p_message + 2 + T + rows, mask=rows < T, other=1.0).to(tl.float64)[:, None]
     units *= tl.load(p_message + 2 + T + i, mask=i < T, other=1.0).to(tl.float64)[None, :]
     M = _unscaled(p_M + rows[:, None] * row_stride_M + i[None, :] * column_stride_M, units, pairs)
@@ -196,8 +195,8 @@ def gnr_step(
     valid = tl.load(p_message)
     scale = tl.load(p_message + 1).to(tl.float64)
     losses = tl.load(p_message + 2 + i, mask=m, other=0.0).to(tl.float64)
-    presence = tl.load(p_message + 2 + 2 * T + i, mask=m, other=0.0)
-    present = m & (presence == 1)
+    presence = _presence(p_message, i, T)
+    present = presence == 1
     samples = tl.cast(batch, tl.float64)
     has_noise = (batch > 1) & HAS_Q
     unit = scale * scale
@@ -206,13 +205,11 @@ def gnr_step(
 
     # Some rows after others, so that the registers do; and twice, as nothing is to change where anything is not finite.
     BLOCK: tl.constexpr = min(P, AT_ONCE)
+    arrived = (p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q)
     fits = 1
     for first in range(0, P, BLOCK):
         rows = first + tl.arange(0, BLOCK)
-        _, _, _, these = _moments_of(
-            p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, unit, has_noise, rows,
-            T, P, HAS_Q,
-        )  # fmt: skip
+        _, _, _, these = _moments_of(arrived, p_message, unit, has_noise, rows, T, P, HAS_Q)
         fits &= these.to(tl.int32)
     measured = (valid == 1) & (scale != 0)
     finite = (fits != 0) & all_of(~present | is_finite(losses)) & is_finite(scale)
@@ -220,10 +217,7 @@ def gnr_step(
 
     for first in range(0, P, BLOCK):
         rows = first + tl.arange(0, BLOCK)
-        M, Q, pairs, _ = _moments_of(
-            p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, unit, has_noise, rows,
-            T, P, HAS_Q,
-        )  # fmt: skip
+        M, Q, pairs, _ = _moments_of(arrived, p_message, unit, has_noise, rows, T, P, HAS_Q)
         taken = accepted & pairs
         o = rows[:, None] * T + i[None, :]
         tl.store(p_moments + o, M.to(tl.float32), mask=taken)
@@ -246,7 +240,7 @@ def gnr_step(
     tl.store(p_samples, tl.cast(batch, tl.int64) * accumulation, mask=accepted)
     tl.store(p_counters, tl.load(p_counters) + accepted.to(tl.int64))
     tl.store(p_counters + 1, tl.load(p_counters + 1) + (measured & ~finite).to(tl.int64))
-    missed = accepted & m & (presence == 2)
+    missed = accepted & (presence == 2)
     counts = p_task_counters + i
     tl.store(counts, tl.load(counts, mask=m, other=0) + without.to(tl.int64), mask=m)
     tl.store(counts + T, tl.load(counts + T, mask=m, other=0) + missed.to(tl.int64), mask=m)

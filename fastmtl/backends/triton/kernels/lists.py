@@ -53,11 +53,11 @@ def out_address(outs, i_column, G: tl.constexpr):
 
 
 @triton.jit
-def addresses_of(tensors, i_column, T: tl.constexpr, G: tl.constexpr):
-    """A tuple of T: where the tensors of a column start, int64."""
+def addresses_of(tensors, i_column, START: tl.constexpr, COUNT: tl.constexpr, G: tl.constexpr):
+    """A tuple of COUNT: where the tensors of task START and those after it start in a column, int64."""
     out = ()
-    for k in tl.static_range(T):
-        out = out + (address_of(tensors, i_column, k, G),)
+    for j in tl.static_range(COUNT):
+        out = out + (address_of(tensors, i_column, START + j, G),)
     return out
 
 
@@ -147,26 +147,14 @@ def pointers_at(
 
 
 @triton.jit
-def load_block(
-    addresses,
-    element: tl.constexpr,
-    present,
-    i_block,
-    m,
-    sizes,
-    strides,
-    T: tl.constexpr,
-    RANK: tl.constexpr,
-    N: tl.constexpr,
-    V: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """A tuple of T float32 tiles [N, V]."""
-    tiles = ()
-    for k in tl.static_range(T):
-        p = pointers_at(addresses[k], element, i_block, sizes, strides[k if RANK > 0 else 0], RANK, N, V, VECTOR)
-        tiles = tiles + (load_tile(p, m, k, present),)
-    return tiles
+def load_task(
+    address, element: tl.constexpr, words, i_block, m, sizes, strides, k: tl.constexpr, RANK: tl.constexpr,
+    N: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Task k's float32 tile [N, V], of a tensor at ``address``."""
+    own = strides[k if RANK > 0 else 0]
+    p = pointers_at(address, element, i_block, sizes, own, RANK, N, V, VECTOR)
+    return load_tile(p, m, k % WORD, words[k // WORD])
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tensors"])
@@ -199,12 +187,17 @@ def gram_few(
     PAIRS: tl.constexpr = T * (T + 1) // 2
     sums = repeated(tl.zeros([N], tl.float32), PAIRS)
     for i_column in range(column_at(ends, begin, G), column_at(ends, end - 1, G) + 1):
-        addresses = addresses_of(tensors, i_column, T, G)
-        (bits,) = chosen_words(present, i_column, 1, G)
+        addresses = addresses_of(tensors, i_column, 0, T, G)
+        words = chosen_words(present, i_column, 1, G)
         first, last, positions = blocks_of(ends, tails, i_column, begin, end, N * V, G)
         for i_block in range(first, last):
             m = tile_mask(i_block, positions, N, V, VECTOR)
-            tiles = load_block(addresses, tensors[0][0].dtype, bits, i_block, m, sizes, strides, T, RANK, N, V, VECTOR)
+            tiles = ()
+            for k in tl.static_range(T):
+                tile = load_task(
+                    addresses[k], tensors[0][0].dtype, words, i_block, m, sizes, strides, k, RANK, N, V, VECTOR
+                )
+                tiles = tiles + (tile,)
             sums = add_pairs(sums, tiles, T, N, V)
     values = tl.sum(joined(sums + repeated(tl.zeros([N], tl.float32), WIDTH - PAIRS), WIDTH), 0)
     is_last, values = finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH, ROWS)
@@ -222,18 +215,17 @@ def _squares_of_chunk(
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """A tuple of COUNT ``sums`` [N], from task START on, with the squares of a run of blocks of a column."""
-    addresses = ()
+    addresses = addresses_of(tensors, i_column, START, COUNT, G)
     chunk = ()
     for j in tl.static_range(COUNT):
-        addresses = addresses + (address_of(tensors, i_column, START + j, G),)
         chunk = chunk + (sums[START + j],)
     for i_block in range(first, last):
         m = tile_mask(i_block, positions, N, V, VECTOR)
         out = ()
         for j in tl.static_range(COUNT):
-            own = strides[START + j if RANK > 0 else 0]
-            p = pointers_at(addresses[j], tensors[0][0].dtype, i_block, sizes, own, RANK, N, V, VECTOR)
-            tile = load_tile(p, m, (START + j) % WORD, words[(START + j) // WORD])
+            tile = load_task(
+                addresses[j], tensors[0][0].dtype, words, i_block, m, sizes, strides, START + j, RANK, N, V, VECTOR
+            )
             out = out + (chunk[j] + tl.sum(tile * tile, 1),)
         chunk = out
     return chunk

@@ -1,8 +1,8 @@
 """Weights that maximise the smallest ratio of signal to noise among the tasks: the solver of GNR's update, by one program.
 
-At 64 tasks the registers hold two matrices, so that matrices and vectors are kept in a scratch, [3 P + ROWS, P] float64: R
-and E, which the caller fills; q; then vectors. Matrices of a task and a variable lie transposed, [k, i]. What one thread
-stores there another reads: a barrier stands between, and another one before the place is written anew.
+At 64 tasks the registers hold two matrices, so that matrices and vectors are kept in a scratch, [4 P + ROWS, P] float64: R
+and E, which the caller fills; q; then vectors; then the Hessian. Matrices of a task and a variable lie transposed, [k, i].
+What one thread stores there another reads: a barrier stands between, and another one before the place is written anew.
 """
 
 import triton
@@ -37,7 +37,7 @@ _DPI = tl.constexpr(15)
 _ONE = tl.constexpr(16)  # of the active tasks, 0 of the others
 _SUMS = tl.constexpr(17)  # of a matrix's rows
 _N = tl.constexpr(18)
-_H = tl.constexpr(19)
+_BARRIER = tl.constexpr(19)
 UNITS = tl.constexpr(20)  # and 21: the caller's
 AT_ONCE = tl.constexpr(16)  # rows of a matrix, where several matrices are combined
 
@@ -222,7 +222,7 @@ def _direction(p_scratch, i_loop, n, z, sigma, tasks, steps, P: tl.constexpr):
     more = 0.1 * (pi + one * 0.01 / tasks) - 2 * pi
     store_vector(p_scratch, zero, _S, s, P)
     store_vector(p_scratch, zero, _D, D, P)
-    store_vector(p_scratch, zero, _H, h, P)
+    store_vector(p_scratch, zero, _BARRIER, h, P)
     store_vector(p_scratch, zero, _C, c, P)
     store_vector(p_scratch, zero, _FACTOR, 4 * (D - pi), P)
     store_vector(p_scratch, zero, _FACTOR + 1, 4 * (D - pi) + 2 * pi, P)
@@ -233,7 +233,7 @@ def _direction(p_scratch, i_loop, n, z, sigma, tasks, steps, P: tl.constexpr):
     q = tl.load(p_scratch + (2 * P * P + o))
     J1 = 2 * (tl.sum(q * load_rows(p_scratch, i, _D, P), 0) - D)
     store_vector(p_scratch, zero, _J1, J1, P)
-    y = J1 * hs - 2 * (tl.sum(q * load_rows(p_scratch, i, _H, P), 0) - h)
+    y = J1 * hs - 2 * (tl.sum(q * load_rows(p_scratch, i, _BARRIER, P), 0) - h)
     excess = 2 * tl.sum(tl.sum(q * q * load_rows(p_scratch, i, _PI, P), 0), 0) + tl.sum(more, 0)
     tl.debug_barrier()
 

@@ -81,6 +81,7 @@ def sum_norms_few(
     """Reads each gradient once and writes the sum once; the last program writes the norms, and makes GradNorm's step."""
     i_program = tl.program_id(0)
     sums = repeated(tl.zeros([N], tl.float32), T)
+    # Addresses of many tasks are formed again rather than kept: registers are short.
     for i_block in tl.range(i_program, tl.cdiv(positions, N * V), programs, disable_licm=True):
         m = tile_mask(i_block, positions, N, V, VECTOR)
         o_grads = task_offsets(i_block, sizes, strides, T, RANK, N, V, VECTOR)
