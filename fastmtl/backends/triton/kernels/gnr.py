@@ -6,6 +6,7 @@ import triton.language as tl
 from fastmtl.backends.triton.kernels.max_min import (
     AT_ONCE,
     UNITS,
+    by_memory,
     load_rows,
     load_vector,
     max_min,
@@ -45,7 +46,8 @@ def _noise_left(p_scratch, active, accumulation, P: tl.constexpr):
 def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T: tl.constexpr, P: tl.constexpr):
     """S and the noise of a micro-batch, in units that make the diagonal of their sum 1, transposed, go to R and E.
 
-    Returns the units [P], the tasks to weigh, and whether all is finite. ``measured``: else M is S, and there is no noise.
+    Returns whether all is finite. The units [P] are vector UNITS of the scratch; the next one is above 0 for the tasks to weigh.
+    ``measured``: else M is S, and there is no noise.
     """
     i = tl.arange(0, P)
     o_diagonal = i * (T + 1)
@@ -77,7 +79,7 @@ def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T
         E = tl.load(p_averages + (T * T + o_average), mask=kind > 1, other=0.0) / samples * units
         tl.store(p_tile + P * P, E)
         sound &= _all_pairs(is_finite(R) & is_finite(E)).to(tl.int32)
-    return d, active, sound != 0
+    return sound != 0
 
 
 @triton.jit
@@ -100,9 +102,10 @@ def _update_weights(
     """A step of the weights towards the best ones for the averages; none where these are not finite."""
     _, _, o = square(P)
     i = tl.arange(0, P)
-    d, active, sound = _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T, P)
-    tl.debug_barrier()
-    if sound:
+    sound = _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T, P)
+    if by_memory(p_scratch, sound, P) != 0:
+        d = load_vector(p_scratch, 0, UNITS, P)
+        active = load_vector(p_scratch, 0, UNITS + 1, P) > 0
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
             left = _noise_left(p_scratch, active, accumulation, P)
@@ -230,8 +233,7 @@ def gnr_step(
     own = tl.load(p_M + i * (row_stride_M + column_stride_M), mask=present, other=1.0)
     without = accepted & present & (own == 0)
     if OBJECTIVE != "none":
-        if accepted:
-            tl.debug_barrier()
+        if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
             _update_weights(
                 p_weights, p_averages, p_shares, p_scratch, present, has_noise & (OBJECTIVE != "intertask"), samples,
                 accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED,

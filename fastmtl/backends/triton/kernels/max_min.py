@@ -19,7 +19,7 @@ _GAP = tl.constexpr(1.2e-5)
 _LAST_STEP = tl.constexpr(3e-3)
 _TOLERANCE = tl.constexpr(1e-9)  # rounding of a matrix whose diagonal is about 1
 
-ROWS = tl.constexpr(22)  # vectors of the scratch, by name:
+ROWS = tl.constexpr(23)  # vectors of the scratch, by name:
 _V = tl.constexpr(0)
 _PI = tl.constexpr(1)
 _NEW_V = tl.constexpr(2)
@@ -39,6 +39,7 @@ _SUMS = tl.constexpr(17)  # of a matrix's rows
 _N = tl.constexpr(18)
 _BARRIER = tl.constexpr(19)
 UNITS = tl.constexpr(20)  # and 21: the caller's
+_NUMBER = tl.constexpr(22)  # the first one alone
 AT_ONCE = tl.constexpr(16)  # rows of a matrix, where several matrices are combined
 
 
@@ -76,6 +77,19 @@ def store_vector(p_scratch, zero, name, values, P: tl.constexpr):
 def load_rows(p_scratch, rows, name, P: tl.constexpr):
     """Of a vector, as a column: a number for each of some rows of a matrix."""
     return tl.load((p_scratch + rows[:, None]) + (3 * P + name) * P)
+
+
+@triton.jit
+def by_memory(p_scratch, number, P: tl.constexpr):
+    """A number, by way of the scratch; after a barrier.
+
+    For conditions of long branches. Of every access to memory the compiler lists all that depends on it, and all that these
+    depend on, one by one: what a branch's condition comes from would list the branch, and compiling take twice as long.
+    """
+    p = p_scratch + (3 * P + _NUMBER) * P
+    tl.store(p, number.to(tl.float64))
+    tl.debug_barrier()
+    return tl.load(p)
 
 
 @triton.jit
@@ -321,7 +335,7 @@ def max_min(p_scratch, active, P: tl.constexpr):
         zero = _zero(steps, iteration, P)
         _, _, o = square(P, zero)
         q, n, z, active = _evaluate(p_scratch, zero, P)
-        reached = _largest(z, active)
+        reached = by_memory(p_scratch, _largest(z, active), P)
         # Steps that overshoot make the next ones shorter, and are not taken where it is by much.
         reach = tl.where(reached > worst + 0.01, overshot, 2 * reach)
         reach = tl.where(reach > _FARTHEST, _FARTHEST, reach)
