@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 BIN := $(VENV)/bin
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/*/*.cpp benchmarks/*.cpp)
+CXX_FILES := $(wildcard $(foreach name,csrc/*/* csrc/*/*/* tests/*/* benchmarks/*,$(name).h $(name).cpp $(name).cu))
 
 .PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases wheel wheel-check clean
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "max_min.h"
+#include "power.h"
 #include "team.h"
 
 namespace fastmtl {
@@ -209,7 +210,7 @@ class GnrUpdate {
     for (int64_t row = team_.rank(); row < tasks; row += team_.size()) fill(solver, row, tasks);
     team_.sync();
     for (int step = 0; step < kShares - 1; ++step) {
-      const double share = pow(static_cast<double>(a_.accumulation), static_cast<double>(step) / (kShares - 1) - 1);
+      const double share = power(static_cast<double>(a_.accumulation), static_cast<double>(step) / (kShares - 1) - 1);
       if (solver.semidefinite(share)) return share;
     }
     return 1;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "power.h"
 #include "team.h"
 
 namespace fastmtl {
@@ -28,124 +29,145 @@ struct GradNormArguments {
   double beta1, beta2, eps, min_weight;
 };
 
-// One step of GradNorm's weights (Chen et al. 2018, algorithm 1) in double. Nothing is stored between the passes over
-// the tasks: what a pass needs is formed again from the state, which the last pass alone changes (but for L_k(0)).
-template <class Norm>
-struct GradNormUpdate {
-  using Arguments = GradNormArguments<Norm>;
-  Arguments a;
-  double mean_ratio = 0, mean_norm = 0;
+// One step of GradNorm's weights (Chen et al. 2018, algorithm 1) in double. All ranks of the team call it, with one
+// workspace. Sums over the tasks are formed by every rank for itself, in the order of the tasks.
+template <class Norm, class Team = TeamOfOne>
+class GradNormUpdate {
+ public:
+  FASTMTL_HD static constexpr int64_t workspace(int64_t tasks) { return 4 * tasks; }
 
-  FASTMTL_HD explicit GradNormUpdate(const Arguments& arguments) : a(arguments) {}
-
-  FASTMTL_HD double message(int64_t i) const { return static_cast<double>(a.message[i * a.message_stride]); }
-  FASTMTL_HD double scale() const { return message(1); }
-  FASTMTL_HD double loss(int64_t k) const { return message(2 + k); }
-  FASTMTL_HD double used(int64_t k) const { return message(2 + a.tasks + k); }
-  FASTMTL_HD bool present(int64_t k) const { return message(2 + 2 * a.tasks + k) == 1; }
-  FASTMTL_HD bool no_gradient(int64_t k) const { return message(2 + 2 * a.tasks + k) == 2; }
-  FASTMTL_HD double squared_norm(int64_t k) const {
-    return static_cast<double>(a.squared_norms[k * a.squared_norms_stride]);
-  }
-
-  FASTMTL_HD double task_norm(int64_t k) const { return sqrt(squared_norm(k)) / (fabs(scale()) * used(k)); }
-  FASTMTL_HD bool rated(int64_t k) const { return present(k) && a.initial_losses[k] > 0 && loss(k) >= 0; }
-  FASTMTL_HD bool taking_part(int64_t k) const { return a.alpha != 0 ? rated(k) : present(k); }
-  FASTMTL_HD double ratio(int64_t k) const { return loss(k) / static_cast<double>(a.initial_losses[k]); }
-  FASTMTL_HD double relative(int64_t k) const {
-    if (!(mean_ratio > 0)) return 1;  // all losses 0: no task lags behind
-    return rated(k) ? ratio(k) / mean_ratio : 0;
-  }
-
-  FASTMTL_HD double gradient(int64_t k) const {
-    const double difference = used(k) * task_norm(k) - mean_norm * (a.alpha != 0 ? pow(relative(k), a.alpha) : 1.0);
-    return ((difference > 0) - (difference < 0)) * task_norm(k);
-  }
-  FASTMTL_HD double exp_avg(int64_t k) const {
-    return a.beta1 * static_cast<double>(a.exp_avg[k]) + (1 - a.beta1) * gradient(k);
-  }
-  FASTMTL_HD double exp_avg_sq(int64_t k) const {
-    return a.beta2 * static_cast<double>(a.exp_avg_sq[k]) + (1 - a.beta2) * gradient(k) * gradient(k);
-  }
-
-  // The weight after the step, before all are renormalised.
-  FASTMTL_HD double floored(int64_t k) const {
-    double moved = static_cast<double>(a.weights[k]);
-    if (a.adam) {
-      const double steps = static_cast<double>(a.steps[k]) + 1;
-      const double denominator = sqrt(exp_avg_sq(k) / (1 - pow(a.beta2, steps))) + a.eps;
-      moved -= a.lr * exp_avg(k) / (1 - pow(a.beta1, steps)) / denominator;
-    } else {
-      moved -= a.lr * gradient(k);
+  FASTMTL_HD GradNormUpdate(const GradNormArguments<Norm>& arguments, const Team& team, double* memory)
+      : a_(arguments), team_(team), T_(arguments.tasks) {
+    for (double** vector : {&sound_, &ratios_, &weighted_, &floored_}) {
+      *vector = memory;
+      memory += T_;
     }
-    return moved < a.min_weight ? a.min_weight : moved;
-  }
-
-  FASTMTL_HD bool finite() const {
-    bool all = isfinite_(scale());
-    for (int64_t k = 0; k < a.tasks; ++k) {
-      // A square beyond float32 would stay in Adam's second moment for good.
-      const bool fits = task_norm(k) * task_norm(k) <= kLargestSquare;
-      all = all && (!present(k) || (fits && isfinite_(loss(k))));
-    }
-    return all;
   }
 
   FASTMTL_HD void operator()() {
-    const bool measured = message(0) == 1 && scale() != 0;
-    if (!measured) return;
+    if (message(0) != 1 || scale() == 0) return;
     if (!finite()) {
-      a.counters[1] += 1;
+      if (team_.rank() == 0) a_.counters[1] += 1;
       return;
     }
-    // L_k(0) is the first positive loss: a ratio to zero or to a negative number has no meaning.
+    for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+      // L_k(0) is the first positive loss: a ratio to zero or to a negative number has no meaning.
+      const float initial = a_.initial_losses[k];
+      if (present(k) && initial != initial && loss(k) > 0) a_.initial_losses[k] = static_cast<float>(loss(k));
+      ratios_[k] = rated(k) ? loss(k) / static_cast<double>(a_.initial_losses[k]) : 0;
+      weighted_[k] = taking_part(k) ? used(k) * task_norm(k) : 0;
+    }
+    team_.sync();
     int64_t rated_tasks = 0, taking_part_tasks = 0;
-    double ratios = 0, gradient_norms = 0, budget = static_cast<double>(a.tasks);
-    for (int64_t k = 0; k < a.tasks; ++k) {
-      const float initial = a.initial_losses[k];
-      if (present(k) && initial != initial && loss(k) > 0) a.initial_losses[k] = static_cast<float>(loss(k));
+    double ratios = 0, gradient_norms = 0, budget = static_cast<double>(T_);
+    for (int64_t k = 0; k < T_; ++k) {
       if (rated(k)) {
         ++rated_tasks;
-        ratios += ratio(k);
+        ratios += ratios_[k];
       }
       if (taking_part(k)) {
         ++taking_part_tasks;
-        gradient_norms += used(k) * task_norm(k);
+        gradient_norms += weighted_[k];
       } else {
-        budget -= static_cast<double>(a.weights[k]);  // the tasks left out keep their weight
+        budget -= static_cast<double>(a_.weights[k]);  // the tasks left out keep their weight
       }
     }
-    mean_ratio = rated_tasks > 0 ? ratios / static_cast<double>(rated_tasks) : 0;
-    mean_norm = taking_part_tasks > 0 ? gradient_norms / static_cast<double>(taking_part_tasks) : 0;
+    mean_ratio_ = rated_tasks > 0 ? ratios / static_cast<double>(rated_tasks) : 0;
+    mean_norm_ = taking_part_tasks > 0 ? gradient_norms / static_cast<double>(taking_part_tasks) : 0;
+    for (int64_t k = team_.rank(); k < T_; k += team_.size()) floored_[k] = taking_part(k) ? moved(k) : 0;
+    team_.sync();
     double sum = 0;
-    for (int64_t k = 0; k < a.tasks; ++k) {
-      if (taking_part(k)) sum += floored(k);
+    for (int64_t k = 0; k < T_; ++k) {
+      if (taking_part(k)) sum += floored_[k];
     }
-    for (int64_t k = 0; k < a.tasks; ++k) update_task(k, budget / sum);
-    a.counters[0] += 1;
+    for (int64_t k = team_.rank(); k < T_; k += team_.size()) update_task(k, budget / sum);
+    if (team_.rank() == 0) a_.counters[0] += 1;
   }
 
  private:
+  GradNormArguments<Norm> a_;
+  Team team_;
+  int64_t T_;
+  double *sound_, *ratios_, *weighted_, *floored_;
+  double mean_ratio_ = 0, mean_norm_ = 0;
+
   FASTMTL_HD static bool isfinite_(double x) { return x - x == 0; }
 
+  FASTMTL_HD double message(int64_t i) const { return static_cast<double>(a_.message[i * a_.message_stride]); }
+  FASTMTL_HD double scale() const { return message(1); }
+  FASTMTL_HD double loss(int64_t k) const { return message(2 + k); }
+  FASTMTL_HD double used(int64_t k) const { return message(2 + T_ + k); }
+  FASTMTL_HD bool present(int64_t k) const { return message(2 + 2 * T_ + k) == 1; }
+  FASTMTL_HD bool no_gradient(int64_t k) const { return message(2 + 2 * T_ + k) == 2; }
+  FASTMTL_HD double squared_norm(int64_t k) const {
+    return static_cast<double>(a_.squared_norms[k * a_.squared_norms_stride]);
+  }
+
+  FASTMTL_HD double task_norm(int64_t k) const { return sqrt(squared_norm(k)) / (fabs(scale()) * used(k)); }
+  FASTMTL_HD bool rated(int64_t k) const { return present(k) && a_.initial_losses[k] > 0 && loss(k) >= 0; }
+  FASTMTL_HD bool taking_part(int64_t k) const { return a_.alpha != 0 ? rated(k) : present(k); }
+  FASTMTL_HD double relative(int64_t k) const {
+    if (!(mean_ratio_ > 0)) return 1;  // all losses 0: no task lags behind
+    return ratios_[k] / mean_ratio_;
+  }
+
+  FASTMTL_HD double gradient(int64_t k) const {
+    const double difference = weighted_[k] - mean_norm_ * (a_.alpha != 0 ? power(relative(k), a_.alpha) : 1.0);
+    return ((difference > 0) - (difference < 0)) * task_norm(k);
+  }
+  FASTMTL_HD double exp_avg(int64_t k, double gradient) const {
+    return a_.beta1 * static_cast<double>(a_.exp_avg[k]) + (1 - a_.beta1) * gradient;
+  }
+  FASTMTL_HD double exp_avg_sq(int64_t k, double gradient) const {
+    return a_.beta2 * static_cast<double>(a_.exp_avg_sq[k]) + (1 - a_.beta2) * gradient * gradient;
+  }
+
+  // The weight after the step, before all are renormalised.
+  FASTMTL_HD double moved(int64_t k) const {
+    double weight = static_cast<double>(a_.weights[k]);
+    const double g = gradient(k);
+    if (a_.adam) {
+      const double steps = static_cast<double>(a_.steps[k]) + 1;
+      const double denominator = sqrt(exp_avg_sq(k, g) / (1 - power(a_.beta2, steps))) + a_.eps;
+      weight -= a_.lr * exp_avg(k, g) / (1 - power(a_.beta1, steps)) / denominator;
+    } else {
+      weight -= a_.lr * g;
+    }
+    return weight < a_.min_weight ? a_.min_weight : weight;
+  }
+
+  FASTMTL_HD bool finite() {
+    for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+      // A square beyond float32 would stay in Adam's second moment for good.
+      const bool fits = task_norm(k) * task_norm(k) <= kLargestSquare;
+      sound_[k] = !present(k) || (fits && isfinite_(loss(k)));
+    }
+    team_.sync();
+    bool all = isfinite_(scale());
+    for (int64_t k = 0; k < T_; ++k) all = all && sound_[k] != 0;
+    return all;
+  }
+
+  // All that other ranks read of the state they have read; of a task's own only its rank reads.
   FASTMTL_HD void update_task(int64_t k, double factor) {
-    a.weight_sum[k] += used(k);
+    a_.weight_sum[k] += used(k);
     if (present(k)) {
-      a.norms[k] = static_cast<float>(task_norm(k));
-      if (rated(k)) a.rates[k] = static_cast<float>(relative(k));
-      if (!taking_part(k)) a.task_counters[k] += 1;
-      if (squared_norm(k) == 0) a.task_counters[a.tasks + k] += 1;
+      a_.norms[k] = static_cast<float>(task_norm(k));
+      if (rated(k)) a_.rates[k] = static_cast<float>(relative(k));
+      if (!taking_part(k)) a_.task_counters[k] += 1;
+      if (squared_norm(k) == 0) a_.task_counters[T_ + k] += 1;
     }
-    if (no_gradient(k)) a.task_counters[2 * a.tasks + k] += 1;
+    if (no_gradient(k)) a_.task_counters[2 * T_ + k] += 1;
     if (!taking_part(k)) return;
-    const float weight = static_cast<float>(floored(k) * factor);
-    if (a.adam) {
-      const float average = static_cast<float>(exp_avg(k)), average_sq = static_cast<float>(exp_avg_sq(k));
-      a.exp_avg[k] = average;
-      a.exp_avg_sq[k] = average_sq;
+    if (a_.adam) {
+      const double g = gradient(k);
+      const float average = static_cast<float>(exp_avg(k, g)), average_sq = static_cast<float>(exp_avg_sq(k, g));
+      a_.exp_avg[k] = average;
+      a_.exp_avg_sq[k] = average_sq;
     }
-    a.weights[k] = weight < kTiniestWeight ? kTiniestWeight : weight;
-    a.steps[k] += 1;
+    const float weight = static_cast<float>(floored_[k] * factor);
+    a_.weights[k] = weight < kTiniestWeight ? kTiniestWeight : weight;
+    a_.steps[k] += 1;
   }
 };
 

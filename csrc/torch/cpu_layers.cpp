@@ -1,5 +1,6 @@
 // What the moments of layers are made of, beside torch's matrix products.
 #include "../kernels/cpu/products.h"
+#include "cpu_views.h"
 #include "statistics.h"
 
 namespace fastmtl {
@@ -20,11 +21,11 @@ Tensor cross_gram_op(const OptionalTensors& left, const OptionalTensors& right) 
   STD_TORCH_CHECK(wide == (columns.like().scalar_type() == ScalarType::Double),
                   "right: expected float64 where left is, got ", text(rows.like().scalar_type()), " and ",
                   text(columns.like().scalar_type()));
-  const Order order = columns.order();
+  const Order order = order_of(columns.leading(), false);
   const Isa& chosen = isa();
   std::vector<double> result(left.size() * right.size());
   with_type(rows.like(), [&](auto zero) {
-    cross_gram<decltype(zero)>(chosen, torch_threads(), rows.views(order), columns.views(order), result.data());
+    cross_gram<decltype(zero)>(chosen, torch_threads(), views_of(rows, order), views_of(columns, order), result.data());
   });
   return statistics(rows.like(), {static_cast<int64_t>(left.size()), static_cast<int64_t>(right.size())}, result);
 }
@@ -34,12 +35,12 @@ Tensor sample_gram_op(const OptionalTensors& grads, const Tensor& weights) {
   STD_TORCH_CHECK(column.like().dim() >= 1, "grads: expected a batch dimension, got shape []");
   check_weights(weights, column.like().size(0));
   const int64_t tasks = grads.size();
-  const Order order = column.order(true);
+  const Order order = order_of(column.leading(), true);
   const Isa& chosen = isa();
   std::vector<double> result(tasks * tasks);
   with_type(column.like(), [&](auto zero) {
     using S = decltype(zero);
-    sample_gram<S>(chosen, torch_threads(), column.views(order), order.samples(), weights_as<S>(weights).data(),
+    sample_gram<S>(chosen, torch_threads(), views_of(column, order), order.samples(), weights_as<S>(weights).data(),
                    result.data());
   });
   return statistics(column.like(), {tasks, tasks}, result);

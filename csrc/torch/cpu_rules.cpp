@@ -1,6 +1,6 @@
 // The weighted sum of the losses, and GradNorm's update of the weights.
-#include "../kernels/gradnorm_update.h"
-#include "tensors.h"
+#include "cpu_views.h"
+#include "rules.h"
 
 namespace fastmtl {
 namespace {
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> weigh_op(const std::vector<Tensor>& losses, const Ten
   std::vector<double> values(tasks);
   for (int64_t k = 0; k < tasks; ++k) {
     const Label label("losses", k);
-    check_cpu(losses[k], label);
+    check_device(losses[k], label);
     STD_TORCH_CHECK(losses[k].numel() == 1, label.text(), ": expected one element, got shape ",
                     text(losses[k].sizes()));
     values[k] = scalar_of(losses[k], label);
@@ -67,35 +67,14 @@ void gradnorm_update_op(const Tensor& squared_norms, const Tensor& message, cons
   const int64_t tasks = weights.numel();
   const bool wide = squared_norms.scalar_type() == ScalarType::Double;
   check(squared_norms, "squared_norms", wide ? ScalarType::Double : ScalarType::Float, {tasks});
-  check(message, "message", ScalarType::Float, {2 + 3 * tasks});
   with_type(squared_norms, [&](auto zero) {
     using Norm = decltype(zero);
-    const GradNormArguments<Norm> arguments{
-        tasks,
-        static_cast<const Norm*>(squared_norms.const_data_ptr()),
-        squared_norms.stride(0),
-        static_cast<const float*>(message.const_data_ptr()),
-        message.stride(0),
-        state<float>(weights, "weights", ScalarType::Float, {tasks}),
-        state<float>(initial_losses, "initial_losses", ScalarType::Float, {tasks}),
-        state<float>(exp_avg, "exp_avg", ScalarType::Float, {tasks}),
-        state<float>(exp_avg_sq, "exp_avg_sq", ScalarType::Float, {tasks}),
-        state<int64_t>(steps, "steps", ScalarType::Long, {tasks}),
-        state<double>(weight_sum, "weight_sum", ScalarType::Double, {tasks}),
-        state<float>(norms, "norms", ScalarType::Float, {tasks}),
-        state<float>(rates, "rates", ScalarType::Float, {tasks}),
-        state<int64_t>(counters, "counters", ScalarType::Long, {2}),
-        state<int64_t>(task_counters, "task_counters", ScalarType::Long, {3, tasks}),
-        alpha,
-        lr,
-        adam,
-        beta1,
-        beta2,
-        eps,
-        min_weight,
-    };
-    GradNormUpdate<Norm> update(arguments);
-    update();
+    const auto arguments = gradnorm_arguments(
+        static_cast<const Norm*>(squared_norms.const_data_ptr()), squared_norms.stride(0), message, weights,
+        initial_losses, exp_avg, exp_avg_sq, steps, weight_sum, norms, rates, counters, task_counters, alpha, lr, adam,
+        beta1, beta2, eps, min_weight);
+    std::vector<double> memory(GradNormUpdate<Norm>::workspace(tasks));
+    GradNormUpdate<Norm>(arguments, TeamOfOne(), memory.data())();
   });
 }
 

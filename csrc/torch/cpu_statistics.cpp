@@ -1,5 +1,6 @@
 // Sums and statistics of gradients, and weighted sums.
 #include "../kernels/cpu/moments.h"
+#include "cpu_views.h"
 #include "statistics.h"
 
 namespace fastmtl {
@@ -17,8 +18,8 @@ std::tuple<Tensor, Tensor, Tensor> sum_moments_op(const OptionalTensors& grads) 
   STD_TORCH_CHECK(column.like().dim() >= 1, "grads: expected a batch dimension, got shape []");
   const Isa& chosen = isa();
   const Tensor total = column.empty_total();
-  const Order order = TensorColumn::order_of(total, true);
-  const MomentsProblem problem{column.views(order).tensors, TensorColumn::view_of(total, order), order.samples(),
+  const Order order = order_of(total, true);
+  const MomentsProblem problem{views_of(column, order).tensors, view_of(total, order), order.samples(),
                                order.positions()};
   std::vector<double> M(tasks * tasks), Q(tasks * tasks);
   with_type(total,
@@ -32,10 +33,10 @@ std::tuple<Tensor, Tensor> sum_norms_op(const OptionalTensors& grads) {
   checked(column);
   const Isa& chosen = isa();
   const Tensor total = column.empty_total();
-  const Order order = TensorColumn::order_of(total, false);
+  const Order order = order_of(total, false);
   std::vector<double> norms(tasks);
   with_type(total, [&](auto zero) {
-    sum_norms<decltype(zero)>(chosen, torch_threads(), column.views(order), TensorColumn::view_of(total, order),
+    sum_norms<decltype(zero)>(chosen, torch_threads(), views_of(column, order), view_of(total, order),
                               norms.data());
   });
   return {total, statistics(total, {tasks}, norms)};
@@ -54,7 +55,7 @@ std::pair<std::vector<Column>, const Tensor*> statistics_columns(const OptionalT
     STD_TORCH_CHECK(wide == (like->scalar_type() == ScalarType::Double),
                     "tensors: expected float64 for all or for none, got ", text(like->scalar_type()), " and ",
                     text(column.like().scalar_type()));
-    columns.push_back(column.views(column.order()));
+    columns.push_back(views_of(column, order_of(column.leading(), false)));
   }
   STD_TORCH_CHECK(like != nullptr, "tensors: expected at least one tensor, got none");
   return {std::move(columns), like};
@@ -87,9 +88,9 @@ void run_weighted_sum(const std::vector<TensorColumn>& columns, int64_t tasks, c
   std::vector<View> targets[2];
   for (size_t n = 0; n < columns.size(); ++n) {
     const bool wide = out[n].scalar_type() == ScalarType::Double;
-    const Order order = TensorColumn::order_of(out[n], false);
-    views[wide].push_back(columns[n].views(order));
-    targets[wide].push_back(TensorColumn::view_of(out[n], order));
+    const Order order = order_of(out[n], false);
+    views[wide].push_back(views_of(columns[n], order));
+    targets[wide].push_back(view_of(out[n], order));
   }
   weighted_sum<float>(chosen, torch_threads(), views[0], tasks, weights_as<float>(weights).data(), targets[0]);
   weighted_sum<double>(chosen, torch_threads(), views[1], tasks, weights_as<double>(weights).data(), targets[1]);
@@ -114,7 +115,7 @@ void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Te
                   tensors.size() / std::max<int64_t>(tasks, 1), " tensors, got ", out.size());
   for (size_t n = 0; n < out.size(); ++n) {
     const Label label("out", n);
-    check_cpu(out[n], label);
+    check_device(out[n], label);
     dtype_of_tensor(out[n], label);
     for (int64_t d = 0; d < out[n].dim(); ++d)
       STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label.text(),

@@ -31,7 +31,7 @@ std::vector<S> weights_as(const Tensor& weights) {
 }
 
 inline void check_weights(const Tensor& weights, int64_t count) {
-  check_cpu(weights, "weights");
+  check_device(weights, "weights");
   STD_TORCH_CHECK(weights.dim() == 1 && weights.numel() == count, "weights: expected shape [", count, "], got ",
                   text(weights.sizes()));
   STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float || weights.scalar_type() == ScalarType::Double,

@@ -1,4 +1,4 @@
-// From the tensors of torch's stable ABI to the views of the kernels, with checks that name the argument.
+// Tensors of torch's stable ABI, with checks that name the argument; the same for all devices.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -6,15 +6,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../kernels/cpu/isa.h"
-#include "../kernels/cpu/layout.h"
-#include "../kernels/cpu/lists.h"
-#include "../kernels/cpu/work.h"
+#include "../kernels/dtype.h"
 
 namespace fastmtl {
 
@@ -59,9 +57,8 @@ inline Dtype dtype_of_tensor(const Tensor& tensor, const Label& label) {
   return Dtype::f32;
 }
 
-inline void check_cpu(const Tensor& tensor, const Label& label) {
-  STD_TORCH_CHECK(tensor.is_cpu(), label.text(), ": expected a tensor on the cpu, got one on another device");
-}
+// Whether a tensor is where this library's kernels run; each library has its own.
+void check_device(const Tensor& tensor, const Label& label);
 
 // As contract.is_dense: the elements fill one block of memory, in any order of dimensions.
 inline bool is_dense(const Tensor& tensor) {
@@ -96,7 +93,7 @@ class TensorColumn {
       const Tensor* tensor = at(k);
       if (tensor == nullptr) continue;
       const Label label(name, first + k * step);
-      check_cpu(*tensor, label);
+      check_device(*tensor, label);
       if (like_ == nullptr) {
         dtype_of_tensor(*tensor, label);
         like_ = tensor;
@@ -120,42 +117,17 @@ class TensorColumn {
     return torch::stable::new_empty(*like_, like_->sizes());
   }
 
-  // Views in the order of the memory of `leading` (default: the first dense tensor).
-  Column views(const Order& order) const {
-    Column column;
-    column.positions = order.positions();
-    column.tensors.reserve(tasks_);
-    const Dtype dtype = dtype_of_tensor(*like_, "");
-    for (int64_t k = 0; k < tasks_; ++k) {
-      const Tensor* tensor = at(k);
-      column.tensors.push_back(tensor == nullptr ? View{}
-                                                 : order.view(data_of(*tensor), dtype, tensor->strides().data()));
-    }
-    return column;
-  }
+  // The first dense tensor, any where none is dense: the order of its memory is that in which all are walked over.
+  const Tensor& leading() const { return dense_ != nullptr ? *dense_ : *like_; }
+  int64_t tasks() const { return tasks_; }
 
-  Order order(bool samples = false) const { return order_of(dense_ != nullptr ? *dense_ : *like_, samples); }
-
-  static Order order_of(const Tensor& leading, bool samples) {
-    return Order(leading.sizes().data(), leading.strides().data(), leading.dim(), samples);
-  }
-
-  static View view_of(const Tensor& tensor, const Order& order) {
-    return order.view(data_of(tensor), dtype_of_tensor(tensor, ""), tensor.strides().data());
-  }
-
- private:
-  // Never null: tensors without elements have no memory, but they are there.
-  static const void* data_of(const Tensor& tensor) {
-    static const double nothing = 0;
-    const void* data = tensor.const_data_ptr();
-    return data == nullptr ? &nothing : data;
-  }
+  // Null: the gradient is missing.
   const Tensor* at(int64_t k) const {
     const std::optional<Tensor>& tensor = tensors_[first_ + k * step_];
     return tensor.has_value() ? &*tensor : nullptr;
   }
 
+ private:
   const OptionalTensors& tensors_;
   int64_t first_, step_, tasks_;
   const Tensor* like_;
@@ -177,19 +149,6 @@ inline std::vector<TensorColumn> columns_of(const OptionalTensors& tensors, int6
   return columns;
 }
 
-inline const Isa& isa() {
-  const char* error = nullptr;
-  const Isa* selected = select_isa(&error);
-  STD_TORCH_CHECK(selected != nullptr, error);
-  return *selected;
-}
-
-inline Executor torch_threads() {
-  return {[](int64_t units, void (*body)(void*, int64_t, int64_t), void* context) {
-    torch::stable::parallel_for(0, units, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
-  }};
-}
-
 // Calls with a value of the type that arithmetic with `tensor` uses.
 template <class Call>
 auto with_type(const Tensor& tensor, const Call& call) {
@@ -197,7 +156,7 @@ auto with_type(const Tensor& tensor, const Call& call) {
 }
 
 inline void check(const Tensor& tensor, const char* name, ScalarType type, std::vector<int64_t> shape) {
-  check_cpu(tensor, name);
+  check_device(tensor, name);
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", text(type), ", got ", text(tensor.scalar_type()));
   STD_TORCH_CHECK(equal(tensor.sizes(), shape), name, ": expected shape ", text(Shape(shape)), ", got ",
                   text(tensor.sizes()));

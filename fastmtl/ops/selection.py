@@ -10,12 +10,12 @@ from types import ModuleType
 
 import torch
 
-from fastmtl.backends import cpp, reference, triton
+from fastmtl.backends import cpp, cuda, reference, triton
 
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "triton": triton, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "triton": triton, "cuda": cuda, "reference": reference}
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpp", "reference"),
-    "cuda": ("triton", "reference"),  # ROCm too
+    "cuda": ("triton", "cuda", "reference"),  # ROCm too
     "xpu": ("triton", "reference"),
 }
 ANYWHERE = ("reference",)
@@ -83,7 +83,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Force one backend for the ops of this process while inside; wins over the environment variable ``FASTMTL_BACKEND``.
 
     Args:
-        name: ``"cpp"``, ``"triton"`` or ``"reference"``.
+        name: ``"cpp"``, ``"triton"``, ``"cuda"`` or ``"reference"``.
 
     Raises:
         ValueError: no such backend.

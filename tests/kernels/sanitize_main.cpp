@@ -115,9 +115,10 @@ void update() {
   float weights[] = {1, 1}, initial[] = {NAN, NAN}, avg[2] = {}, avg_sq[2] = {}, norms[2] = {}, rates[2] = {};
   int64_t steps[2] = {}, counters[2] = {}, task_counters[6] = {};
   double weight_sum[2] = {};
+  double memory[GradNormUpdate<float>::workspace(2)];
   GradNormUpdate<float> step({2,      squared, 1,          message, 1,     weights,  initial,       avg,
                               avg_sq, steps,   weight_sum, norms,   rates, counters, task_counters, 0.5,
-                              0.025,  true,    0.9,        0.999,   1e-8,  1e-3});
+                              0.025,  true,    0.9,        0.999,   1e-8,  1e-3}, TeamOfOne(), memory);
   step();
   check(weights[0] + weights[1], 2, 1, "weights");
   check(counters[0], 1, 1, "counters");

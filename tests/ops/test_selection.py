@@ -24,12 +24,12 @@ def test_the_environment_forces_a_backend_and_the_context_wins(monkeypatch):
 
 def test_unknown_backends_are_refused(monkeypatch):
     with (
-        pytest.raises(ValueError, match="use_backend: expected one of cpp, triton, reference, got 'gpu'"),
+        pytest.raises(ValueError, match="use_backend: expected one of cpp, triton, cuda, reference, got 'gpu'"),
         ops.use_backend("gpu"),
     ):
         pass
     monkeypatch.setenv("FASTMTL_BACKEND", "gpu")
-    with pytest.raises(ValueError, match="FASTMTL_BACKEND: expected one of cpp, triton, reference, got 'gpu'"):
+    with pytest.raises(ValueError, match="FASTMTL_BACKEND: expected one of cpp, triton, cuda, reference, got 'gpu'"):
         ops.gram([torch.ones(2)])
 
 

@@ -7,13 +7,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "../dtype.h"
 #include "isa.h"
 
 namespace fastmtl {
-
-enum class Dtype { f32, f64, bf16, f16 };
-
-inline int64_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 
 template <class S>
 constexpr Dtype dtype_of = sizeof(S) == 8 ? Dtype::f64 : Dtype::f32;

@@ -1,0 +1,24 @@
+// What kernels take from CUDA. Where g++ compiles them, for the tests, a header of the tests' own stands in for it.
+#pragma once
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#else
+#include "cuda_on_host.h"
+#endif
+
+#include <cstdint>
+
+#include "../team.h"
+
+namespace fastmtl::cuda {
+
+// All threads of a block, as the team that an update of the weights is made by.
+struct BlockTeam {
+  __device__ int64_t rank() const { return threadIdx.x; }
+  __device__ int64_t size() const { return blockDim.x; }
+  __device__ void sync() const { __syncthreads(); }
+};
+
+}  // namespace fastmtl::cuda

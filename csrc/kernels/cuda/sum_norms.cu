@@ -1,0 +1,92 @@
+#include "sum_norms.h"
+
+#include "blocks.h"
+#include "numbers.h"
+
+namespace fastmtl::cuda {
+
+constexpr int kThreads = 128;
+
+// Reads each gradient once and writes the sum once. `Capacity`: tasks that there are registers for; V numbers a thread.
+template <Dtype D, int Capacity, int V>
+__global__ void __launch_bounds__(kThreads) sum_norms_kernel(const __grid_constant__ SumNorms p) {
+  float squares[Capacity] = {};
+  const int64_t groups = p.positions.count / V;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < groups;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const Coordinates position = coordinates_of(p.positions, i * V);
+    float total[V] = {};
+    // Some tasks at a time: their loads are under way together.
+    constexpr int kAtOnce = Capacity % 8 == 0 ? 8 : Capacity % 6 == 0 ? 6 : Capacity;
+#pragma unroll
+    for (int first = 0; first < Capacity; first += kAtOnce) {
+      Packet<D, V> read[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int k = first + n;
+        if (p.present >> k & 1)
+          read[n] = Packet<D, V>::load(at<typename Raw<D>::Type>(p.grads[k], p.positions, position));
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        float part = 0;  // long sums of single numbers would round more
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const float x = read[n].get(v);
+          total[v] += x;
+          part += x * x;
+        }
+        squares[first + n] += part;
+      }
+    }
+    Packet<D, V> sum;
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum.set(v, total[v]);
+    sum.store(at<typename Raw<D>::Type>(p.total, p.positions, position));
+  }
+
+  __shared__ float values[Capacity];
+  __shared__ double memory[GradNormUpdate<float, BlockTeam>::workspace(kMaxTasks)];
+  block_sums<kThreads, Capacity>(squares, values);
+  if (!finish<kThreads>(p.finish, values, p.tasks, p.norms)) return;
+  if (p.step) GradNormUpdate<float, BlockTeam>(p.update, BlockTeam(), memory)();
+}
+
+namespace {
+
+template <Dtype D, int Capacity, int V>
+const char* run(const Device& device, SumNorms& p) {
+  const auto kernel = &sum_norms_kernel<D, Capacity, V>;
+  const int64_t tiles = (p.positions.count / V + kThreads - 1) / kThreads;
+  p.finish.blocks = blocks_for(device, reinterpret_cast<const void*>(kernel), kThreads, tiles);
+  p.finish.group = group_of(p.finish.blocks);
+  return launch(device, kernel, p.finish.blocks, kThreads, p);
+}
+
+// Few variants, as each is compiled for many GPUs: tasks that are not there are neither read nor waited for.
+template <Dtype D>
+const char* run(const Device& device, bool vector, SumNorms& p) {
+  if (!vector) return p.tasks <= 12 ? run<D, 12, 1>(device, p) : run<D, 64, 1>(device, p);
+  if (p.tasks <= 4) return run<D, 4, kVector<D>>(device, p);
+  return p.tasks <= 12 ? run<D, 12, kVector<D>>(device, p) : run<D, 64, kVector<D>>(device, p);
+}
+
+}  // namespace
+
+int64_t sum_norms_numbers(const Device& device, int tasks) { return 2 * most_blocks(device) * tasks; }
+
+const char* sum_norms(const Device& device, Dtype dtype, bool vector, SumNorms& p) {
+  switch (dtype) {
+    case Dtype::f32:
+      return run<Dtype::f32>(device, vector, p);
+    case Dtype::bf16:
+      return run<Dtype::bf16>(device, vector, p);
+    case Dtype::f16:
+      return run<Dtype::f16>(device, vector, p);
+    case Dtype::f64:
+      break;
+  }
+  return "float64 has no kernel";
+}
+
+}  // namespace fastmtl::cuda

@@ -1,0 +1,61 @@
+"""The CUDA backend for NVIDIA GPUs where Triton is missing: fused kernels of the compiled library, through torch's stable ABI.
+
+Float32, bfloat16 and float16 gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).resolve().parent.parent / "_C_cuda.so"
+LEAST_CAPABILITY = (8, 0)  # what the kernels are compiled for starts here
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def _failure_to_load() -> str | None:
+    """Loads the library; the reason where that fails."""
+    if not LIBRARY.exists():
+        return f"the library is not built: {LIBRARY} is missing (no nvcc when fastmtl was installed)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"the library {LIBRARY} failed to load under torch {torch.__version__}: {error}"
+    return None
+
+
+def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why this backend cannot run on ``device`` (for gradients of ``dtype``), None where it can."""
+    if dtype is not None and dtype not in DTYPES:
+        return f"it takes {', '.join(str(known).removeprefix('torch.') for known in DTYPES)}, not {dtype}"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it runs on NVIDIA GPUs, not on {device.type}{' (ROCm)' if torch.version.hip else ''}"
+    reason = _failure_to_load()
+    if reason is None and not torch.cuda.is_available():
+        reason = "torch sees no GPU"
+    if reason is None and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        needed, found = LEAST_CAPABILITY, torch.cuda.get_device_capability()
+        reason = f"it needs compute capability {needed[0]}.{needed[1]}, this GPU has {found[0]}.{found[1]}"
+    return reason
+
+
+def _ops() -> Any:
+    return torch.ops.fastmtl_cuda
+
+
+def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Sum over tasks and each task's squared Frobenius norm."""
+    return _ops().sum_norms(grads)
+
+
+def sum_norms_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """`sum_norms` and `gradnorm_update` in one launch."""
+    return _ops().sum_norms_update(grads, *arguments)

@@ -1,0 +1,56 @@
+"""Every op of the CUDA backend, executed without a GPU and held against the reference, on the cases that all backends share.
+
+Twice: compiled for the host, where a thread of a block is a thread of the host; and as the PTX that nvcc makes, by the executor
+that FASTMTL_PTXEMU names, which sees accesses outside of tensors, misaligned ones, reads of what nobody wrote, races, and
+results that depend on the order of blocks.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmtl import testing
+from fastmtl.backends import cuda as backend
+from fastmtl.backends.contract import SCHEMAS
+from tests.cuda.hosting import on_host
+from tests.cuda.nvcc_ptx import executed_as_nvcc_ptx
+from tests.gpu.executing import ALL_CASES, poisoned_memory
+
+CPU = torch.device("cpu")
+CASES = [case for case in testing.cases() if hasattr(backend, case.op) and case.dtype in backend.DTYPES]
+TARGETS = (75, 80, 90)
+
+
+def _by_turns(first: int) -> list[testing.Case]:
+    """Each case of an op in one dtype, the dtypes taking turns from case to case."""
+    if ALL_CASES:
+        return CASES
+    count, names = len(backend.DTYPES), {op: [] for op in SCHEMAS}
+    for case in CASES:
+        if case.name not in names[case.op]:
+            names[case.op].append(case.name)
+    few = {op for op in SCHEMAS if sum(case.op == op for case in CASES) <= 20}
+    return [
+        case
+        for case in CASES
+        if case.op in few or case.dtype == backend.DTYPES[(names[case.op].index(case.name) + first) % count]
+    ]
+
+
+def _check(case: testing.Case) -> None:
+    outcome = testing.check(case, "cuda", CPU)
+    assert outcome.passed, f"error {outcome.error} of the tolerance"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_on_the_host(case):
+    with on_host(order=1), poisoned_memory():
+        _check(case)
+
+
+@pytest.mark.parametrize("number, case", list(enumerate(_by_turns(1))), ids=str)
+def test_as_ptx(number, case):
+    """The targets take turns."""
+    with executed_as_nvcc_ptx(TARGETS[number % len(TARGETS)]):
+        _check(case)
