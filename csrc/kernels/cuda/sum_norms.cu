@@ -1,48 +1,57 @@
-#include "sum_norms.h"
-
 #include "blocks.h"
 #include "numbers.h"
+#include "sum_norms.h"
 
 namespace fastmtl::cuda {
 
 constexpr int kThreads = 128;
 
+// Groups of V positions that a thread takes at a time: single numbers need more loads under way, and long sums of
+// single numbers would round more.
+template <int V>
+constexpr int kGroups = V == 1 ? 4 : 1;
+
 // Reads each gradient once and writes the sum once. `Capacity`: tasks that there are registers for; V numbers a thread.
 template <Dtype D, int Capacity, int V>
 __global__ void __launch_bounds__(kThreads) sum_norms_kernel(const __grid_constant__ SumNorms p) {
+  using Number = typename Raw<D>::Type;
   float squares[Capacity] = {};
-  const int64_t groups = p.positions.count / V;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < groups;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const Coordinates position = coordinates_of(p.positions, i * V);
-    float total[V] = {};
-    // Some tasks at a time: their loads are under way together.
-    constexpr int kAtOnce = Capacity % 8 == 0 ? 8 : Capacity % 6 == 0 ? 6 : Capacity;
+  const int64_t groups = p.positions.count / V, tile = kThreads * kGroups<V>;
+  for (int64_t first_group = blockIdx.x * tile; first_group < groups; first_group += gridDim.x * tile) {
+    float parts[Capacity] = {};
+#pragma unroll(Capacity > 12 ? 1 : kGroups<V>)
+    for (int g = 0; g < kGroups<V>; ++g) {
+      const int64_t group = first_group + g * kThreads + threadIdx.x;
+      if (group >= groups) break;
+      const Coordinates position = coordinates_of(p.positions, group * V);
+      float total[V] = {};
+      // Some tasks at a time: their loads are under way together.
+      constexpr int kAtOnce = Capacity % 8 == 0 ? 8 : Capacity % 6 == 0 ? 6 : Capacity;
 #pragma unroll
-    for (int first = 0; first < Capacity; first += kAtOnce) {
-      Packet<D, V> read[kAtOnce];
+      for (int first = 0; first < Capacity; first += kAtOnce) {
+        Packet<D, V> read[kAtOnce];
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        const int k = first + n;
-        if (p.present >> k & 1)
-          read[n] = Packet<D, V>::load(at<typename Raw<D>::Type>(p.grads[k], p.positions, position));
-      }
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        float part = 0;  // long sums of single numbers would round more
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const float x = read[n].get(v);
-          total[v] += x;
-          part += x * x;
+        for (int n = 0; n < kAtOnce; ++n) {
+          const int k = first + n;
+          if (p.present >> k & 1) read[n] = Packet<D, V>::load(at<Number>(p.grads[k], p.positions, position));
         }
-        squares[first + n] += part;
-      }
-    }
-    Packet<D, V> sum;
 #pragma unroll
-    for (int v = 0; v < V; ++v) sum.set(v, total[v]);
-    sum.store(at<typename Raw<D>::Type>(p.total, p.positions, position));
+        for (int n = 0; n < kAtOnce; ++n) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            const float x = read[n].get(v);
+            total[v] += x;
+            parts[first + n] += x * x;
+          }
+        }
+      }
+      Packet<D, V> sum;
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum.set(v, total[v]);
+      sum.store(at<Number>(p.total, p.positions, position));
+    }
+#pragma unroll
+    for (int k = 0; k < Capacity; ++k) squares[k] += parts[k];
   }
 
   __shared__ float values[Capacity];
@@ -57,7 +66,7 @@ namespace {
 template <Dtype D, int Capacity, int V>
 const char* run(const Device& device, SumNorms& p) {
   const auto kernel = &sum_norms_kernel<D, Capacity, V>;
-  const int64_t tiles = (p.positions.count / V + kThreads - 1) / kThreads;
+  const int64_t tile = kThreads * kGroups<V>, tiles = (p.positions.count / V + tile - 1) / tile;
   p.finish.blocks = blocks_for(device, reinterpret_cast<const void*>(kernel), kThreads, tiles);
   p.finish.group = group_of(p.finish.blocks);
   return launch(device, kernel, p.finish.blocks, kThreads, p);
