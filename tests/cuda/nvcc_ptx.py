@@ -103,7 +103,7 @@ class _Memory(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
         made = func(*args, **kwargs)
         self.note(made, written=name not in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"))
-        if func._schema.is_mutable and args and isinstance(args[0], Tensor):
+        if func._schema.is_mutable and args and isinstance(args[0], Tensor) and args[0].untyped_storage().nbytes():
             self.storages[args[0].untyped_storage().data_ptr()][1][:] = True
         return made
 
