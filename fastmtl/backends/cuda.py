@@ -59,3 +59,18 @@ def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
 def sum_norms_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor]:
     """`sum_norms` and `gradnorm_update` in one launch."""
     return _ops().sum_norms_update(grads, *arguments)
+
+
+def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
+    return _ops().weigh(losses, weights, present)
+
+
+def gradnorm_update(*arguments: Any) -> None:
+    """One step of GradNorm's weights; arguments as of `fastmtl.backends.reference.gradnorm_update`."""
+    _ops().gradnorm_update(*arguments)
+
+
+def gnr_update(*arguments: Any) -> None:
+    """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
+    _ops().gnr_update(*arguments)
