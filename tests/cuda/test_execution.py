@@ -1,8 +1,7 @@
-"""Every op of the CUDA backend, executed without a GPU and held against the reference, on the cases that all backends share.
+"""Every op of the CUDA backend as the PTX that nvcc makes, on the cases that all backends share.
 
-Twice: compiled for the host, where a thread of a block is a thread of the host; and as the PTX that nvcc makes, by the executor
-that FASTMTL_PTXEMU names, which sees accesses outside of tensors, misaligned ones, reads of what nobody wrote, races, and
-results that depend on the order of blocks.
+By the executor that FASTMTL_PTXEMU names, which sees accesses outside of tensors, misaligned ones, reads of what nobody wrote,
+races, and results that depend on the order of blocks. `tests/ops/test_backends.py` has the same cases compiled for the host.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import torch
 from fastmtl import testing
 from fastmtl.backends import cuda as backend
 from fastmtl.backends.contract import SCHEMAS
-from tests.cuda.hosting import on_host
 from tests.cuda.nvcc_ptx import executed_as_nvcc_ptx
-from tests.gpu.executing import ALL_CASES, poisoned_memory
+from tests.gpu.executing import ALL_CASES
 
 CPU = torch.device("cpu")
 # The solver takes minutes for 64 tasks as PTX: one of its cases is executed so, in one order of blocks (it is one block).
@@ -43,12 +41,6 @@ def _by_turns(first: int) -> list[testing.Case]:
 def _check(case: testing.Case) -> None:
     outcome = testing.check(case, "cuda", CPU)
     assert outcome.passed, f"error {outcome.error} of the tolerance"
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_on_the_host(case):
-    with on_host(order=1), poisoned_memory():
-        _check(case)
 
 
 def _is_long(case: testing.Case) -> bool:

@@ -41,7 +41,7 @@ def test_it_runs_where_triton_is_missing(chosen):
 
 def test_reasons():
     assert "it runs on NVIDIA GPUs, not on cpu" in str(cuda.unavailable(torch.device("cpu")))
-    assert "it takes float32, bfloat16, float16, not float64" in str(cuda.unavailable(CUDA, torch.float64))
+    assert "it takes float32, bfloat16, float16, not torch.float64" in str(cuda.unavailable(CUDA, torch.float64))
     if torch.version.cuda is None and cuda.LIBRARY.exists():
         assert "is built without CUDA" in str(cuda.unavailable(CUDA))
     message = "use_backend forces backend 'cuda', which cannot run gram on cpu"
