@@ -206,11 +206,12 @@ def cuda_ninja(target: Path) -> str:
     nvcc = find_nvcc()
     if nvcc is None:
         raise CannotBuildError("no nvcc found (looked for $NVCC, in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda)")
+    gpus = code_for_gpus(nvcc)
     host = [] if os.environ.get("NVCC_CCBIN") else ["-ccbin", compiler()]
     include, library = toolkit(nvcc, host)
-    kernel_flags = [*NVCCFLAGS, *host, *code_for_gpus(nvcc)]
+    kernel_flags = [*NVCCFLAGS, *host, *gpus]
     # Headers of the kernels have pragmas for nvcc.
-    binding_flags = [
+    host_flags = [
         *CXXFLAGS,
         "-Wno-unknown-pragmas",
         *torch_flags(),
@@ -223,7 +224,7 @@ def cuda_ninja(target: Path) -> str:
     return ninja_text(
         target,
         CUDA.sources(),
-        lambda source: kernel_flags if source.endswith(".cu") else binding_flags,
+        lambda source: kernel_flags if source.endswith(".cu") else host_flags,
         ldflags,
         nvcc,
     )
@@ -275,7 +276,7 @@ CUDA = Library(
     "CUDA",
     "FASTMTL_CUDA",
     "fastmtl/_C_cuda.so",
-    ("csrc/torch/cuda_*.cpp", "csrc/kernels/cuda/*.cu"),
+    ("csrc/torch/cuda_*.cpp", "csrc/kernels/cuda/*.cpp", "csrc/kernels/cuda/*.cu"),
     cuda_ninja,
     "will need Triton to be fast on GPUs",
 )
