@@ -27,7 +27,7 @@ for version in ${TORCHES:-2.13.0 2.14.1}; do
     python=$PWD/$env/bin/python
     cd "$place"
     "$python" -c "import fastmtl, torch; print(fastmtl.__file__, torch.__version__, torch.version.cuda)"
-    "$python" - < "$place/tests/cuda/wheel.py"
+    "$python" - < "$place/tests/cuda/check_library.py"
     "$python" -m fastmtl
     FASTMTL_BACKEND='' "$python" -m pytest -q tests/ops tests/sources tests/balancers tests/training tests/kernels/test_cpp.py
   ) || { echo "wheel-check: FAILED under torch $version" >&2; failed=1; }
