@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard $(foreach name,csrc/*/* csrc/*/*/* tests/*/* benchmarks/*,$(name).h $(name).cpp $(name).cu))
 
-.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases cuda-report wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -57,6 +57,10 @@ gpu-check:
 gpu-report: $(VENV)/.test
 	$(BIN)/python -m tests.gpu.report $(ARGS)
 
+# What nvcc makes of the CUDA kernels: registers, spills, occupancy, wide loads, for four GPUs; none is needed.
+cuda-report: $(VENV)/.test
+	$(BIN)/python -m tests.cuda.report $(ARGS)
+
 # Every case of the Triton kernels by both executors, with more orders of programs; `make test` takes a part, by a rule.
 gpu-cases: $(VENV)/.test
 	FASTMTL_ALL_CASES=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
@@ -73,7 +77,7 @@ $(VENV)/.base:
 	$(BIN)/python -m pip install -q --upgrade 'pip>=23' 'setuptools>=77' wheel ninja numpy '$(TORCH)'
 	touch $@
 
-# Installed again when the build or the C++ sources change; ninja compiles only what is out of date.
+# Installed again when the build or the C++ and CUDA sources change; ninja compiles only what is out of date.
 $(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	$(BIN)/python -m pip install -q --no-build-isolation -e .
 	touch $@

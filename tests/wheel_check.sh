@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One wheel under several torch versions: its CPU tests pass under each, in an environment of its own.
+# One wheel under several torch versions: its CPU tests pass under each, in an environment of its own, and its CUDA library
+# loads where torch has CUDA, without a GPU or a driver.
 # usage: wheel_check.sh DIST   with the wheel in DIST; TORCHES="2.13.0 2.14.1" to choose; environments go to build/wheel-check.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,6 +27,7 @@ for version in ${TORCHES:-2.13.0 2.14.1}; do
     python=$PWD/$env/bin/python
     cd "$place"
     "$python" -c "import fastmtl, torch; print(fastmtl.__file__, torch.__version__, torch.version.cuda)"
+    "$python" - < "$place/tests/cuda/check_library.py"
     "$python" -m fastmtl
     FASTMTL_BACKEND='' "$python" -m pytest -q tests/ops tests/sources tests/balancers tests/training tests/kernels/test_cpp.py
   ) || { echo "wheel-check: FAILED under torch $version" >&2; failed=1; }

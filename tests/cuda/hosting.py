@@ -23,7 +23,7 @@ from fastmtl.backends import cuda as backend
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cuda_host"
-KERNELS = sorted(path for path in (ROOT / "csrc/kernels/cuda").glob("*.cu") if path.name != "launch.cu")
+KERNELS = sorted((ROOT / "csrc/kernels/cuda").glob("*.cu"))
 SOURCES = [
     *KERNELS,
     *sorted(path for path in (ROOT / "csrc/torch").glob("cuda_*.cpp") if path.name != "cuda_device.cpp"),

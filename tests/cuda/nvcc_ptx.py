@@ -32,7 +32,7 @@ def nvcc() -> str:
     return found
 
 
-def _ptx_of(source: Path, target: int) -> Path:
+def ptx_of(source: Path, target: int) -> Path:
     made = BUILD / f"{source.stem}.{target}.ptx"
     with alone(made.name):
         if not made.exists() or made.stat().st_mtime < newest("csrc/kernels/**/*.*"):
@@ -47,7 +47,7 @@ def _kernels(target: int) -> dict[str, tuple[Path, str]]:
     """By name: which file, and what text."""
     found = {}
     for source in KERNELS:
-        path = _ptx_of(source, target)
+        path = ptx_of(source, target)
         text = path.read_text()
         for line in text.splitlines():
             if ".entry" in line:

@@ -42,6 +42,12 @@ MACHINES = (
 RESERVED = 1024  # shared memory of each program that CUDA keeps for itself
 
 
+def resident(machine: Machine, registers: int, warps: int, shared: int) -> int:
+    """Programs that a processor holds at once."""
+    by_shared = machine.shared // max(1, shared + RESERVED)
+    return min(configs.resident(machine.chip, -(-registers // 8) * 8, warps), by_shared)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A call that stands for one kernel in one configuration.
@@ -213,10 +219,7 @@ class Line:
 
     @property
     def resident(self) -> int:
-        """Programs that a processor holds at once."""
-        chip = self.machine.chip
-        by_shared = self.machine.shared // max(1, self.shared + RESERVED)
-        return min(configs.resident(chip, -(-self.registers // 8) * 8, self.warps), by_shared)
+        return resident(self.machine, self.registers, self.warps, self.shared)
 
     @property
     def programs(self) -> int:
@@ -313,6 +316,13 @@ def report(match: str = "") -> Iterator[Line]:
                 yield from lines_of(subject, machine)
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what is in them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--match", default="", help="part of CALL-T3-float32-sm_80")
@@ -321,9 +331,7 @@ def main() -> None:
         rows.append(line.cells())
         print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 if __name__ == "__main__":

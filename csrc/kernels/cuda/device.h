@@ -1,11 +1,14 @@
-// What kernels take from CUDA. Where g++ compiles them, for the tests, a header of the tests' own stands in for it.
+// What kernels take from CUDA. Where g++ compiles them, for the tests, a header of the tests' own stands in for it;
+// where it compiles the bindings, which run no device code, the names will do.
 #pragma once
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#else
+#elif __has_include("cuda_on_host.h")
 #include "cuda_on_host.h"
+#else
+#include "host_names.h"
 #endif
 
 #include <cstdint>

@@ -25,7 +25,7 @@ struct Device {
   void* stream;
 };
 
-// Starts a launch; null, or what went wrong. From launch.cu, or from the tests.
+// Starts a launch; null, or what went wrong. From launch.cpp, or from the tests.
 const char* start(const Launch& launch);
 
 // Blocks of a kernel that a multiprocessor holds at once, at least 1.
