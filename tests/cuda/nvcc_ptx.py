@@ -150,7 +150,9 @@ def executed_as_nvcc_ptx(
         counts, after = results[0]
         for _, other in results[1:]:
             for start, (bytes_of, _) in after.items():
-                assert np.array_equal(bytes_of, other[start][0]), f"{launch.name}: the order of blocks changes the result"
+                assert np.array_equal(bytes_of, other[start][0]), (
+                    f"{launch.name}: the order of blocks changes the result"
+                )
         assert not counts.get("lld_bytes") and not counts.get("lst_bytes"), f"{launch.name} uses local memory"
         run.launches.append(launch)
         run.counts.append(counts)
