@@ -33,7 +33,7 @@
 namespace on_host {
 namespace {
 
-constexpr size_t kStack = size_t{1} << 18;
+constexpr size_t kStack = size_t{1} << 16;
 
 enum class State { ready, at_block, at_warp, at_shuffle, ended };
 
@@ -200,14 +200,14 @@ void run(const fastmtl::cuda::Launch& launch, const std::vector<unsigned>& order
   std::vector<void*> fibers;
   for (const unsigned index : order_of_blocks) {
     const std::unique_ptr<Lane[]> lanes(new Lane[launch.threads]());
+    const std::unique_ptr<Block> mine(new Block{});  // ThreadSanitizer would know a place on a stack again
     std::thread([&] {
       block = {index, 0, 0};
       threads = {static_cast<unsigned>(launch.threads), 1, 1};
       blocks = {static_cast<unsigned>(launch.blocks), 1, 1};
-      Block mine{};
-      mine.launch = &launch;
-      mine.lanes = lanes.get();
-      run_block(mine, order_of_threads);
+      mine->launch = &launch;
+      mine->lanes = lanes.get();
+      run_block(*mine, order_of_threads);
     }).join();
     for (int t = 0; t < launch.threads; ++t) fibers.push_back(lanes[t].fiber);
   }

@@ -140,16 +140,32 @@ class Finishing {
   Memory numbers_, tickets_;
 };
 
-// In several orders of blocks: many, one, and as many as there is work for.
-inline void in_all_orders(const std::function<void(const Device&)>& run) {
+// ThreadSanitizer needs milliseconds for a thread, and sees the same in one case as in a like one.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kInTurns = true;
+#else
+constexpr bool kInTurns = false;
+#endif
+
+// All layouts and numbers of tasks, with several orders of blocks: many, one, and as many as there is work for. Dtypes
+// take turns; `turn` lets more do so. With kInTurns, numbers of tasks do as well.
+inline void in_all_cases(
+    const std::vector<int>& tasks,
+    const std::function<void(const Device&, Dtype, const Layout&, int tasks, unsigned turn)>& run) {
   const struct {
     int processors, resident;
     unsigned order;
-  } cases[] = {{3, 2, 0}, {3, 2, 1}, {1, 1, 2}, {5, 1, 3}};
-  for (const auto& c : cases) {
-    fastmtl_resident_blocks(c.resident);
-    fastmtl_order_of_blocks(c.order);
-    run({c.processors, nullptr});
+  } orders[] = {{3, 2, 0}, {3, 2, 1}, {1, 1, 2}, {5, 1, 3}};
+  constexpr Dtype dtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
+  unsigned turn = 0;
+  for (const auto& order : orders) {
+    fastmtl_resident_blocks(order.resident);
+    fastmtl_order_of_blocks(order.order);
+    for (const Layout& layout : layouts()) {
+      for (size_t i = 0; i < (kInTurns ? 1 : tasks.size()); ++i, ++turn)
+        run({order.processors, nullptr}, dtypes[turn % 7 % 3], layout, tasks[(kInTurns ? turn : i) % tasks.size()],
+            turn);
+    }
   }
 }
 
