@@ -71,33 +71,19 @@ struct Products {
 
   float sums[kCount] = {};
 
-  // Adds a tile's, with a weight for each position where `weights` is not null.
+  // Adds a tile's, with a weight for each position where `weights` is not null. Sums of few positions are added up, and
+  // then those of tiles: long sums would round more.
   template <int K, bool Weighted>
   __device__ void add(const RowTile<A, K>& left, const RowTile<B, K>& right, const float4* weights) {
-    constexpr int kPitch = RowTile<A, K>::kPitch;
-    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
+    constexpr int kTogether = 4;
     float parts[kCount] = {};
-#pragma unroll 2
-    for (int n = 0; n < K / 4; ++n) {
-      float4 columns[B];
+#pragma unroll 1
+    for (int first = 0; first < K / 4; first += kTogether) {
+      float few[kCount] = {};
+#pragma unroll(A* B > 4 ? 2 : kTogether)
+      for (int n = 0; n < kTogether; ++n) add<K, Weighted>(left, right, weights, first + n, few);
 #pragma unroll
-      for (int b = 0; b < B; ++b) columns[b] = right.groups[(x + 16 * b) * kPitch + n];
-#pragma unroll
-      for (int a = 0; a < A; ++a) {
-        float4 row = left.groups[(y + 16 * a) * kPitch + n];
-        if constexpr (Weighted) {
-          const float4 weight = weights[n];
-          row = {row.x * weight.x, row.y * weight.y, row.z * weight.z, row.w * weight.w};
-        }
-#pragma unroll
-        for (int b = 0; b < end(a); ++b) {
-          float& part = parts[index(a, b)];
-          part += row.x * columns[b].x;
-          part += row.y * columns[b].y;
-          part += row.z * columns[b].z;
-          part += row.w * columns[b].w;
-        }
-      }
+      for (int i = 0; i < kCount; ++i) parts[i] += few[i];
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) sums[i] += parts[i];
@@ -118,6 +104,34 @@ struct Products {
       for (int b = 0; b < end(a); ++b)
         call(static_cast<int>(threadIdx.x / 16) + 16 * a, static_cast<int>(threadIdx.x % 16) + 16 * b,
              values[index(a, b) * kTileThreads + threadIdx.x]);
+    }
+  }
+
+ private:
+  // Of group `n` of four positions.
+  template <int K, bool Weighted>
+  __device__ static void add(const RowTile<A, K>& left, const RowTile<B, K>& right, const float4* weights, int n,
+                             float (&sums)[kCount]) {
+    constexpr int kPitch = RowTile<A, K>::kPitch;
+    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
+    float4 columns[B];
+#pragma unroll
+    for (int b = 0; b < B; ++b) columns[b] = right.groups[(x + 16 * b) * kPitch + n];
+#pragma unroll
+    for (int a = 0; a < A; ++a) {
+      float4 row = left.groups[(y + 16 * a) * kPitch + n];
+      if constexpr (Weighted) {
+        const float4 weight = weights[n];
+        row = {row.x * weight.x, row.y * weight.y, row.z * weight.z, row.w * weight.w};
+      }
+#pragma unroll
+      for (int b = 0; b < end(a); ++b) {
+        float& sum = sums[index(a, b)];
+        sum += row.x * columns[b].x;
+        sum += row.y * columns[b].y;
+        sum += row.z * columns[b].z;
+        sum += row.w * columns[b].w;
+      }
     }
   }
 };
