@@ -154,7 +154,7 @@ Tensor squared_norms_op(const OptionalTensors& tensors, int64_t tasks) {
 
 void run_weighted_sum(const std::vector<TensorColumn>& columns, int64_t tasks, const Tensor& weights,
                       const std::vector<Tensor>& out) {
-  const Call call(weights);
+  const Call call(columns[0].like());
   Lists lists(tasks);
   for (size_t n = 0; n < columns.size(); ++n) lists.add(columns[n], &out[n]);
   for (const cuda::Columns& launch : lists.launches()) {

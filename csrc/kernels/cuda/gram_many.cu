@@ -3,11 +3,6 @@
 
 namespace fastmtl::cuda {
 
-// Of a multiprocessor: its registers hold few more, and each has many sums to write.
-constexpr int64_t kMostBlocks = 4;
-// A block reads so many times as much as it writes in partial results.
-constexpr int64_t kWorth = 8;
-
 // Positions of a tile of 16 R rows: it is about as large for few tasks as for many.
 template <int R>
 constexpr int kTile = R == 1   ? 128
@@ -56,10 +51,9 @@ template <int R>
 const char* run(const Device& device, ListStatistic& p) {
   const auto kernel = &gram_many_kernel<R>;
   const int64_t tiles = count_tiles(p.columns, kTile<R>);
-  const int64_t read = kTile<R> * p.columns.tasks * size_of(p.columns.dtype);
-  const int64_t written = Products<R, R, true>::kWidth * static_cast<int64_t>(sizeof(float));
-  const int64_t most = std::min(device.processors * kMostBlocks, tiles * read / (kWorth * written));
-  p.finish.blocks = blocks_for(device, reinterpret_cast<const void*>(kernel), kTileThreads, most);
+  p.finish.blocks =
+      blocks_for_tiles(device, reinterpret_cast<const void*>(kernel), tiles,
+                       kTile<R> * p.columns.tasks * size_of(p.columns.dtype), Products<R, R, true>::kWidth);
   p.finish.group = group_of(p.finish.blocks);
   return launch(device, kernel, p.finish.blocks, kTileThreads, p);
 }
@@ -68,7 +62,7 @@ const char* run(const Device& device, ListStatistic& p) {
 
 int64_t gram_numbers(const Device& device, int tasks) {
   if (tasks <= kFewTasks) return 2 * most_blocks(device) * (tasks * (tasks + 1) / 2);
-  return 2 * device.processors * kMostBlocks * Products<4, 4, true>::kWidth;
+  return tile_numbers(device, Products<4, 4, true>::kWidth);
 }
 
 const char* gram_many(const Device& device, ListStatistic& p) {

@@ -1,13 +1,7 @@
-#include "blocks.h"
 #include "products.h"
 #include "tiles.h"
 
 namespace fastmtl::cuda {
-
-// Of a multiprocessor: its registers hold few more, and each has many sums to write.
-constexpr int64_t kMostBlocks = 4;
-// A block reads so many times as much as it writes in partial results.
-constexpr int64_t kWorth = 8;
 
 // Positions of a tile of 16 R rows: it is about as large for few rows as for many.
 template <int R>
@@ -101,9 +95,8 @@ namespace {
 template <class Problem>
 const char* run(const Device& device, void (*kernel)(Problem), int64_t positions, int tile, int64_t read, int64_t width,
                 Problem& p) {
-  const int64_t worth = positions * read / (kWorth * width * static_cast<int64_t>(sizeof(float)));
-  const int64_t most = std::min({device.processors * kMostBlocks, (positions + tile - 1) / tile, worth});
-  p.finish.blocks = blocks_for(device, reinterpret_cast<const void*>(kernel), kTileThreads, most);
+  p.finish.blocks = blocks_for_tiles(device, reinterpret_cast<const void*>(kernel), (positions + tile - 1) / tile,
+                                     tile * read, width);
   p.finish.group = group_of(p.finish.blocks);
   return launch(device, kernel, p.finish.blocks, kTileThreads, p);
 }
@@ -123,9 +116,7 @@ const char* run(const Device& device, SampleGram& p) {
 
 }  // namespace
 
-int64_t products_numbers(const Device& device) {
-  return 2 * device.processors * kMostBlocks * Products<4, 4, true>::kWidth;
-}
+int64_t products_numbers(const Device& device) { return tile_numbers(device, Products<4, 4, true>::kWidth); }
 
 // Few variants, as each is compiled for many GPUs.
 const char* cross_gram(const Device& device, CrossGram& p) {

@@ -3,11 +3,28 @@
 // A block is 16 x 16 threads. Thread (y, x) forms the products of rows y + 16 a with rows x + 16 b.
 #pragma once
 
+#include "blocks.h"
 #include "numbers.h"
 
 namespace fastmtl::cuda {
 
 constexpr int kTileThreads = 256;
+
+// Blocks of a multiprocessor that form products: its registers hold few more, and each has many sums to write.
+constexpr int64_t kMostTileBlocks = 4;
+
+// Blocks that share `tiles`, of which each has `bytes` to read, and each block `width` sums to write: they read much
+// more than they write.
+inline int blocks_for_tiles(const Device& device, const void* kernel, int64_t tiles, int64_t bytes, int64_t width) {
+  constexpr int64_t kWorth = 8;
+  const int64_t worth = tiles * bytes / (kWorth * width * static_cast<int64_t>(sizeof(float)));
+  return blocks_for(device, kernel, kTileThreads, std::min({tiles, worth, device.processors * kMostTileBlocks}));
+}
+
+// Numbers of the workspace that the partial sums of these blocks take at most.
+inline int64_t tile_numbers(const Device& device, int64_t width) {
+  return 2 * device.processors * kMostTileBlocks * width;
+}
 
 // `A` times 16 rows of `K` positions.
 template <int A, int K>
