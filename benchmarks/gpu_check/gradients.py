@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_check.backends import beside
 from benchmarks.gpu_check.machine import Machine, flat
 from benchmarks.gpu_check.running import Item, Scale, Skipped
 from benchmarks.gpu_check.timed import Call, error_text, interleaved
@@ -28,6 +29,12 @@ class Problem:
     call: Callable[[], Any]
     plain: Callable[[], Any]
     moved: int
+    op: str
+    dtype: torch.dtype
+
+    def beside(self, machine: Machine) -> dict[str, Callable[[], Any]]:
+        """See `backends.beside`."""
+        return beside(machine, self.op, self.dtype, self.call)
 
 
 def short(dtype: torch.dtype) -> str:
@@ -88,7 +95,7 @@ def make(op: str, tasks: int, elements: int, dtype: torch.dtype, machine: Machin
     if op in ("sum_norms", "sum_moments"):
         grads = [row.view(samples, -1) for row in rows]
         call, plain = (ops.sum_norms, plain_sum_norms) if op == "sum_norms" else (ops.sum_moments, plain_sum_moments)
-        return Problem(name, lambda: call(grads), lambda: plain(grads), read + elements * size)
+        return Problem(name, lambda: call(grads), lambda: plain(grads), read + elements * size, op, dtype)
     lists = [list(row.split(list_shapes(elements))) for row in rows]
     if op == "weighted_sum":
         weights = torch.rand(tasks, generator=generator, device=machine.device)
@@ -98,10 +105,12 @@ def make(op: str, tasks: int, elements: int, dtype: torch.dtype, machine: Machin
             lambda: ops.weighted_sum(lists, weights, out=out),
             lambda: plain_weighted_sum(lists, weights),
             read + elements * size,
+            op,
+            dtype,
         )
     if op == "gram":
-        return Problem(name, lambda: ops.gram(lists), lambda: plain_gram(lists), read)
-    return Problem(name, lambda: ops.squared_norms(lists), lambda: plain_squared_norms(lists), read)
+        return Problem(name, lambda: ops.gram(lists), lambda: plain_gram(lists), read, op, dtype)
+    return Problem(name, lambda: ops.squared_norms(lists), lambda: plain_squared_norms(lists), read, op, dtype)
 
 
 def difference(results: Any, expected: Any) -> float:
@@ -131,33 +140,47 @@ def first_call(machine: Machine, make_problem: Callable[[Machine], Problem]) -> 
     first = machine.timed(problem.call)
     machine.synchronize()
     second = machine.timed(problem.call)
-    results = copies(problem.call())
-    machine.synchronize()
-    error = difference(results, problem.plain())
-    wrong = None if error <= 1e-4 else f"differs from plain torch operations by {error:.2e} of the largest number"
-    return {"first": first().host, "second": second().host, "difference": error, "wrong": wrong}
+    errors = {}
+    expected = flat(problem.plain())
+    for name, call in {"op": problem.call, **problem.beside(machine)}.items():
+        results = copies(call())
+        machine.synchronize()
+        errors[name] = difference(results, expected)
+    said = [
+        f"{name} differs from plain torch operations by {error:.2e} of the largest number"
+        for name, error in errors.items()
+        if not error <= 1e-4
+    ]
+    return {
+        "first": first().host,
+        "second": second().host,
+        "difference": max(errors.values()),
+        "wrong": "; ".join(said) or None,
+    }
 
 
 def repeats(machine: Machine, make_problem: Callable[[Machine], Problem], times: int) -> dict[str, Any]:
     """Whether the same inputs give the same bits, one call after another and on two streams side by side."""
     problem = make_problem(machine)
-
-    def call() -> list[Tensor]:
-        return copies(problem.call())
-
-    expected = call()
-    alone = sum(not same_bits(call(), expected) for _ in range(times))
-    # What writes into memory that it was given cannot run twice at once.
-    streams = 0
-    if not problem.name.startswith("weighted_sum"):
-        streams = sum(not same_bits(results, expected) for results in machine.on_streams(call, times))
-    wrong = None
-    if alone or streams:
-        wrong = f"other bits in {alone} of {times} calls, and in {streams} of {times} on two streams"
-    return {"wrong": wrong, "calls": times}
+    said = []
+    for name, call in {"op": problem.call, **problem.beside(machine)}.items():
+        results_of = partial(_copied, call)
+        expected = results_of()
+        alone = sum(not same_bits(results_of(), expected) for _ in range(times))
+        # What writes into memory that it was given cannot run twice at once.
+        streams = 0
+        if not problem.name.startswith("weighted_sum"):
+            streams = sum(not same_bits(results, expected) for results in machine.on_streams(results_of, times))
+        if alone or streams:
+            said.append(f"{name}: other bits in {alone} of {times} calls, and in {streams} of {times} on two streams")
+    return {"wrong": "; ".join(said) or None, "calls": times}
 
 
-def graph_of(machine: Machine, call: Callable[[], Any], errors: dict[str, str]) -> dict[str, Call]:
+def _copied(call: Callable[[], Any]) -> list[Tensor]:
+    return copies(call())
+
+
+def graph_of(machine: Machine, call: Callable[[], Any], errors: dict[str, str], name: str = "graph") -> dict[str, Call]:
     """The replay as a variant, after a look whether it gives the bits of the call; else a word in ``errors``."""
     try:
         expected = copies(call())
@@ -167,23 +190,26 @@ def graph_of(machine: Machine, call: Callable[[], Any], errors: dict[str, str]) 
         replay()
         machine.synchronize()
         if not same_bits(results, expected):
-            errors["graph"] = "the replayed graph gives other bits than the call"
+            errors[name] = "the replayed graph gives other bits than the call"
     except Exception as error:
-        errors["graph"] = error_text(error)
+        errors[name] = error_text(error)
         return {}
-    return {"graph": replay}
+    return {name: replay}
 
 
 def timed_op(machine: Machine, make_problem: Callable[[Machine], Problem], scale: Scale) -> dict[str, Any]:
-    """The op, its graph, plain operations and theirs, beside a copy that moves as many bytes; caches cold."""
+    """The op, its graph, plain operations, and other backends, beside a copy that moves as many bytes; caches cold."""
     problem = make_problem(machine)
     errors: dict[str, str] = {}
     source = torch.zeros(problem.moved // 2, dtype=torch.uint8, device=machine.device)
     target = torch.empty_like(source)
     variants: dict[str, Call] = {"copy": lambda: target.copy_(source), "op": problem.call, "plain": problem.plain}
     variants |= graph_of(machine, problem.call, errors)
+    others = problem.beside(machine)
+    for name, call in others.items():
+        variants |= {name: call} | graph_of(machine, call, errors, f"{name}, graph")
     figures = interleaved(machine, variants, rounds=scale.rounds, seconds=scale.seconds)
-    return {**figures, "errors": {**figures["errors"], **errors}, "moved": problem.moved}
+    return {**figures, "errors": {**figures["errors"], **errors}, "moved": problem.moved, "beside": list(others)}
 
 
 def bandwidth(machine: Machine, scale: Scale) -> dict[str, Any]:

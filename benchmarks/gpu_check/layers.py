@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_check.backends import beside
 from benchmarks.gpu_check.gradients import Problem, graph_of, repeats, short
 from benchmarks.gpu_check.machine import Machine
 from benchmarks.gpu_check.running import Item, Scale
@@ -50,6 +51,7 @@ class LayerProblem:
         self.leaf = self.inputs.clone().requires_grad_()
         self.output, self.parameters = layer(self.leaf), list(layer.parameters())
         self.grads = [torch.randn_like(self.output) for _ in range(tasks)]
+        self.name = "linear_moments" if isinstance(layer, nn.Linear) else "conv_moments"
 
     def backward(self) -> tuple[Tensor, ...]:
         """The layer's own, for one task."""
@@ -81,13 +83,23 @@ def _timed(make: Callable[[], Made], tasks: int, dtype: torch.dtype, scale: Scal
         "plain, M only": problem.plain,
     }
     variants |= graph_of(machine, problem.op, errors)
+    others = beside(machine, problem.name, dtype, problem.op)
+    variants |= others
     figures = interleaved(machine, variants, rounds=scale.rounds, seconds=scale.seconds)
-    return {**figures, "errors": {**figures["errors"], **errors}, "wrong": wrong, "difference": error}
+    return {
+        **figures,
+        "errors": {**figures["errors"], **errors},
+        "wrong": wrong,
+        "difference": error,
+        "beside": list(others),
+    }
 
 
 def _repeats(make: Callable[[], Made], dtype: torch.dtype, scale: Scale, machine: Machine) -> dict[str, Any]:
     problem = LayerProblem(make, scale.layer_tasks[0], dtype, machine.device)
-    return repeats(machine, lambda _: Problem("moments", problem.op, problem.plain, 0), scale.repeats)
+    return repeats(
+        machine, lambda _: Problem("moments", problem.op, problem.plain, 0, problem.name, dtype), scale.repeats
+    )
 
 
 def times(scale: Scale) -> list[Item]:

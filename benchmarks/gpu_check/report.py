@@ -179,6 +179,21 @@ def _ops(section: Record) -> Iterator[str]:
     ]
     headers = ("case", "us", "of copy speed", "graph, us", "of copy speed", "graph / copy of as many bytes", "host, us")
     yield from _table("ops, caches cold", (*headers, "plain / op"), rows)
+    rows = [
+        (
+            item["name"],
+            name,
+            _microseconds(item, name),
+            _share(item, name),
+            _microseconds(item, f"{name}, graph"),
+            _share(item, f"{name}, graph"),
+            _ratio(item, f"{name}, graph"),
+            _microseconds(item, name, "host"),
+        )
+        for item in _with_timings(section)
+        for name in item.get("beside", [])
+    ]
+    yield from _table("the same ops by other backends", (headers[0], "backend", *headers[1:]), rows)
 
 
 def _updates(section: Record) -> Iterator[str]:
@@ -188,6 +203,18 @@ def _updates(section: Record) -> Iterator[str]:
         for item in _with_timings(section)
     ]
     yield from _table("updates, us", ("case", *variants, "op, host"), rows)
+    rows = [
+        (
+            item["name"],
+            name,
+            _microseconds(item, name),
+            _microseconds(item, f"{name}, graph"),
+            _microseconds(item, name, "host"),
+        )
+        for item in _with_timings(section)
+        for name in item.get("beside", [])
+    ]
+    yield from _table("the same by other backends, us", ("case", "backend", "op", "op, graph", "op, host"), rows)
 
 
 def _steps(section: Record) -> Iterator[str]:
@@ -212,6 +239,10 @@ def _layers(section: Record) -> Iterator[str]:
     yield from _table(
         "moments of layers / the layer's backward for one task", ("layer", "backward, us", *variants), rows
     )
+    rows = [
+        (item["name"], name, _ratio(item, name)) for item in _with_timings(section) for name in item.get("beside", [])
+    ]
+    yield from _table("the same by other backends", ("layer", "backend", "op / backward"), rows)
 
 
 TABLES = {

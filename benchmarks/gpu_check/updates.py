@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_check.backends import beside
 from benchmarks.gpu_check.gradients import copies, same_bits
 from benchmarks.gpu_check.machine import Machine, flat
 from benchmarks.gpu_check.running import Item, Scale
@@ -62,8 +63,13 @@ def _timed(machine: Machine, case: testing.Case, scale: Scale) -> dict[str, Any]
     errors: dict[str, str] = {}
     variants: dict[str, Call] = {"op": lambda: op(*mine), "plain": lambda: plain(*theirs)}
     variants |= _graph(machine, "op", op, case, errors) | _graph(machine, "plain", plain, case, errors)
+    others = beside(machine, case.op, case.dtype, op)
+    for name, by_other in others.items():
+        arguments = case.arguments(machine.device)
+        variants[name] = functools.partial(by_other, *arguments)
+        variants |= _graph(machine, name, by_other, case, errors)
     figures = interleaved(machine, variants, rounds=scale.rounds, seconds=scale.seconds)
-    return {**figures, "errors": {**figures["errors"], **errors}}
+    return {**figures, "errors": {**figures["errors"], **errors}, "beside": list(others)}
 
 
 def times(scale: Scale) -> list[Item]:

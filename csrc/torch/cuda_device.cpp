@@ -1,5 +1,5 @@
-// Devices and streams. The library is built without libtorch_cuda and without a driver: what torch has of them is looked
-// up when it is first needed, and the library is loaded only where torch has CUDA.
+// Devices and streams. The library is built without libtorch_cuda and without a driver: what torch has of them is
+// looked up when it is first needed, and the library is loaded only where torch has CUDA.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -24,8 +24,7 @@ void* current_stream(int32_t device) {
   using Get = int32_t (*)(int32_t, void**);
   static const Get get = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_NOW);
-    return library == nullptr ? nullptr
-                              : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+    return library == nullptr ? nullptr : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
   STD_TORCH_CHECK(get != nullptr, "fastmtl's CUDA kernels need a torch with CUDA, this one has none");
   void* stream = nullptr;

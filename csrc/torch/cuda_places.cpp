@@ -49,9 +49,8 @@ bool Places::merge(bool by_sample) {
   vector_ = true;
   places_.clear();
   for (const Tensor& tensor : held_) {
-    cuda::Place place{static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())),
-                      by_sample ? tensor.stride(0) : 0,
-                      {}};
+    cuda::Place place{
+        static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())), by_sample ? tensor.stride(0) : 0, {}};
     const int64_t width = 16 / size_of(dtype_of_tensor(tensor, ""));
     bool aligned = reinterpret_cast<uintptr_t>(place.data) % 16 == 0 && place.sample_stride % width == 0;
     for (size_t r = 0; r < merged.size(); ++r) {

@@ -52,11 +52,13 @@ std::tuple<Tensor, Tensor> sum_norms_op(const OptionalTensors& grads) {
   return run_sum_norms(grads, false, [](const float*) { return GradNormArguments<float>{}; });
 }
 
-std::tuple<Tensor, Tensor> sum_norms_update_op(
-    const OptionalTensors& grads, const Tensor& message, const Tensor& weights, const Tensor& initial_losses,
-    const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& steps, const Tensor& weight_sum, const Tensor& norms,
-    const Tensor& rates, const Tensor& counters, const Tensor& task_counters, double alpha, double lr, bool adam,
-    double beta1, double beta2, double eps, double min_weight) {
+std::tuple<Tensor, Tensor> sum_norms_update_op(const OptionalTensors& grads, const Tensor& message,
+                                               const Tensor& weights, const Tensor& initial_losses,
+                                               const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& steps,
+                                               const Tensor& weight_sum, const Tensor& norms, const Tensor& rates,
+                                               const Tensor& counters, const Tensor& task_counters, double alpha,
+                                               double lr, bool adam, double beta1, double beta2, double eps,
+                                               double min_weight) {
   STD_TORCH_CHECK(weights.numel() == static_cast<int64_t>(grads.size()), "weights: expected shape [", grads.size(),
                   "], got ", text(weights.sizes()));
   return run_sum_norms(grads, true, [&](const float* squared_norms) {

@@ -10,7 +10,8 @@ namespace {
 Workspace made(const Tensor& like, int64_t numbers) {
   const Tensor memory = torch::stable::new_empty(like, {numbers}, ScalarType::Float);
   const Tensor tickets = torch::stable::new_zeros(like, {kTickets}, ScalarType::Int);
-  return {static_cast<float*>(memory.mutable_data_ptr()), static_cast<uint32_t*>(tickets.mutable_data_ptr()),
+  return {static_cast<float*>(memory.mutable_data_ptr()),
+          static_cast<uint32_t*>(tickets.mutable_data_ptr()),
           {memory, tickets}};
 }
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmtl.backends.layer_moments import LayerMoments, Primitives
+
 LIBRARY = Path(__file__).resolve().parent.parent / "_C_cuda.so"
 LEAST_CAPABILITY = (8, 0)  # what the kernels are compiled for starts here
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,3 +61,55 @@ def sum_norms(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
 def sum_norms_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor]:
     """`sum_norms` and `gradnorm_update` in one launch."""
     return _ops().sum_norms_update(grads, *arguments)
+
+
+def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
+    """Inner products of the T gradients, each a list of N tensors."""
+    return _ops().gram(tensors, tasks)
+
+
+def squared_norms(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
+    """Squared norms of the T gradients, each a list of N tensors."""
+    return _ops().squared_norms(tensors, tasks)
+
+
+def weighted_sum(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor) -> list[Tensor]:
+    """sum_k w_k g_k of T gradients, each a list of N tensors; N tensors."""
+    return _ops().weighted_sum(tensors, tasks, weights)
+
+
+def weighted_sum_out(tensors: Sequence[Tensor | None], tasks: int, weights: Tensor, out: Sequence[Tensor]) -> None:
+    """As `weighted_sum`, into ``out``; ``out[n]`` may be one of the gradients that it is the sum of."""
+    _ops().weighted_sum_out(tensors, tasks, weights, out)
+
+
+def cross_gram(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> Tensor:
+    """Inner products of tensors of one shape: [len(left), len(right)]."""
+    return _ops().cross_gram(left, right)
+
+
+def sample_gram(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+    """sum_b weights_b <g_kb, g_jb> of T gradients [B, ...]."""
+    return _ops().sample_gram(grads, weights)
+
+
+_layers = LayerMoments(Primitives(gram, cross_gram, sample_gram))
+linear_moments = _layers.linear_moments
+conv_moments = _layers.conv_moments
+embedding_moments = _layers.embedding_moments
+norm_moments = _layers.norm_moments
+
+
+def weigh(losses: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of w_k L_k over the present tasks, and the message (scale 1) for the fork."""
+    return _ops().weigh(losses, weights, present)
+
+
+def gradnorm_update(*arguments: Any) -> None:
+    """One step of GradNorm's weights; arguments as of `fastmtl.backends.reference.gradnorm_update`."""
+    _ops().gradnorm_update(*arguments)
+
+
+def gnr_update(*arguments: Any) -> None:
+    """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
+    _ops().gnr_update(*arguments)

@@ -1,18 +1,15 @@
-// What kernels take from CUDA, for g++: a thread of a block is a thread of the host, a block comes after another.
+// What kernels take from CUDA, for g++: a block is a thread of the host, and each of its threads a fiber there, which
+// runs to the next barrier; see block_on_host.cpp.
 #pragma once
 
-#include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <vector>
 
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static  // one block runs at a time
+#define __shared__ static thread_local  // a block's own
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -34,33 +31,28 @@ struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
 
-struct Warp {
-  explicit Warp(int lanes) : all(lanes) {}
-  std::barrier<> all;
-  uint64_t values[32] = {};
-};
-
-struct Block {
-  explicit Block(int threads) : all(threads) {
-    for (int first = 0; first < threads; first += 32)
-      warps.push_back(std::make_unique<Warp>(threads - first < 32 ? threads - first : 32));
-  }
-  std::barrier<> all;
-  std::vector<std::unique_ptr<Warp>> warps;
-};
-
 inline thread_local Index thread, block, threads, blocks;
-inline thread_local Block* team = nullptr;
+
+enum class Meeting { block, warp, shuffle };
+// Goes on when all threads of the block or the warp have come; ends the program where one of them never will.
+void meet(Meeting at);
+// Puts a thread's bits where the others of its warp see them, and reads another's.
+void show(uint64_t bits);
+uint64_t shown_by(unsigned lane);
+void fence();
+uint32_t add(uint32_t* p, uint32_t x);
 
 template <class T>
 T from_lane(T value, unsigned lane) {
   static_assert(sizeof(T) <= 8);
-  Warp& warp = *team->warps[thread.x / 32];
-  std::memcpy(&warp.values[thread.x % 32], &value, sizeof(T));
-  warp.all.arrive_and_wait();
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  show(bits);
+  meet(Meeting::shuffle);
+  bits = shown_by(lane);
   T result;
-  std::memcpy(&result, &warp.values[lane], sizeof(T));
-  warp.all.arrive_and_wait();
+  std::memcpy(&result, &bits, sizeof(T));
+  meet(Meeting::shuffle);
   return result;
 }
 
@@ -71,9 +63,9 @@ T from_lane(T value, unsigned lane) {
 #define blockDim on_host::threads
 #define gridDim on_host::blocks
 
-inline void __syncthreads() { on_host::team->all.arrive_and_wait(); }
-inline void __syncwarp() { on_host::team->warps[threadIdx.x / 32]->all.arrive_and_wait(); }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __syncthreads() { on_host::meet(on_host::Meeting::block); }
+inline void __syncwarp() { on_host::meet(on_host::Meeting::warp); }
+inline void __threadfence() { on_host::fence(); }
 
 // Of a whole warp, as the kernels use them.
 template <class T>
@@ -85,7 +77,7 @@ T __shfl_sync(unsigned, T value, int lane) {
   return on_host::from_lane(value, lane % 32);
 }
 
-inline uint32_t atomicAdd(uint32_t* p, uint32_t x) { return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST); }
+inline uint32_t atomicAdd(uint32_t* p, uint32_t x) { return on_host::add(p, x); }
 template <class T>
 T __ldcg(const T* p) {
   return *p;

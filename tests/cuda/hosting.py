@@ -108,7 +108,7 @@ def on_host(processors: int = PROCESSORS, resident: int = 2, order: int = 0) -> 
     loaded.fastmtl_processors(processors)
     loaded.fastmtl_resident_blocks(resident)
     loaded.fastmtl_order_of_blocks(order)
-    with mock.patch.object(backend, "unavailable", lambda device, dtype=None: None):
+    with mock.patch.object(backend, "unavailable", return_value=None):
         yield loaded
 
 

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <numeric>
 #include <random>
-#include <thread>
+#include <vector>
 
 #include "../../csrc/kernels/cuda/launch.h"
-#include "cuda_on_host.h"
+#include "block_on_host.h"
 
 namespace {
 
@@ -16,29 +16,11 @@ Handler handler = nullptr;
 unsigned seed = 0;
 int held = 2;
 
-void run_block(const fastmtl::cuda::Launch& launch, unsigned index) {
-  on_host::Block block(launch.threads);
-  std::vector<std::thread> threads;
-  for (int t = 0; t < launch.threads; ++t) {
-    threads.emplace_back([&, t] {
-      on_host::thread = {static_cast<unsigned>(t)};
-      on_host::block = {index};
-      on_host::threads = {static_cast<unsigned>(launch.threads), 1, 1};
-      on_host::blocks = {static_cast<unsigned>(launch.blocks), 1, 1};
-      on_host::team = &block;
-      launch.call(launch.kernel, launch.parameters);
-      block.all.arrive_and_drop();
-      block.warps[t / 32]->all.arrive_and_drop();
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-
 }  // namespace
 
 extern "C" {
 void fastmtl_on_launch(Handler chosen) { handler = chosen; }
-// The order of blocks; 0: by their index.
+// The order of blocks, and of the threads in each; 0: by their index.
 void fastmtl_order_of_blocks(unsigned chosen) { seed = chosen; }
 // Blocks that a multiprocessor is taken to hold.
 void fastmtl_resident_blocks(int chosen) { held = chosen; }
@@ -53,10 +35,13 @@ const char* start(const Launch& launch) {
     handler(info.dli_sname, launch.blocks, launch.threads, launch.parameters, static_cast<int64_t>(launch.size));
     return nullptr;
   }
-  std::vector<unsigned> order(launch.blocks);
-  std::iota(order.begin(), order.end(), 0);
-  if (seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
-  for (const unsigned index : order) run_block(launch, index);
+  const auto order = [](int64_t count, unsigned salt) {
+    std::vector<unsigned> indices(count);
+    std::iota(indices.begin(), indices.end(), 0);
+    if (seed != 0) std::shuffle(indices.begin(), indices.end(), std::mt19937(seed + salt));
+    return indices;
+  };
+  on_host::run(launch, order(launch.blocks, 0), order(launch.threads, 1));
   return nullptr;
 }
 

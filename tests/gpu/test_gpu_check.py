@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from benchmarks.gpu_check import gradients, isolated, running, timed
 from benchmarks.gpu_check.machine import Gpu, Sample, flat
 from benchmarks.gpu_check.running import Item, Scale, Section
 from benchmarks.gpu_check.sections import SECTIONS
-from fastmtl.backends import reference
+from fastmtl.backends import cuda, reference
+from fastmtl.backends.contract import SCHEMAS
 from fastmtl.ops import use_backend
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +153,40 @@ def test_figures_of_an_op(tmp_path):
         item["moved"] / seconds["median"] / first["bandwidth"], rel=2e-3
     )  # four digits
     assert item["rounds"] == TINY.rounds
+
+
+def test_other_backends_are_checked_and_timed_beside(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cuda, "unavailable", lambda device, dtype=None: None)  # which then is the reference's work
+    for op in SCHEMAS:
+        monkeypatch.setattr(cuda, op, getattr(reference, op), raising=False)
+    sections = [
+        part for name in ("first calls", "ops", "updates", "layers", "determinism") for part in ("--only", name)
+    ]
+    status, results = run(tmp_path, *sections)
+    assert status == 0, results["failures"]
+    for name in ("ops", "updates", "layers"):
+        items = [item for item in results["sections"][name]["items"] if "beside" in item]
+        assert items
+        assert all(item["beside"] == ["cuda"] and item["timings"]["cuda"]["seconds"]["median"] > 0 for item in items)
+    assert capsys.readouterr().out.count("by other backends") == 3
+
+
+@pytest.mark.parametrize("section", ["first calls", "determinism"])
+def test_a_wrong_result_of_another_backend_fails(tmp_path, monkeypatch, section):
+    calls = itertools.count()
+
+    def sum_norms(grads):
+        total, norms = reference.sum_norms(grads)
+        return total, norms * (1 + next(calls))
+
+    monkeypatch.setattr(cuda, "unavailable", lambda device, dtype=None: None)
+    for op in SCHEMAS:
+        monkeypatch.setattr(cuda, op, getattr(reference, op), raising=False)
+    monkeypatch.setattr(cuda, "sum_norms", sum_norms, raising=False)
+    status, results = run(tmp_path, "--only", section)
+    assert status == 1
+    assert results["failures"]
+    assert all(line.startswith(f"{section}: sum_norms") and "cuda" in line for line in results["failures"])
 
 
 def test_ratios_are_within_a_round():

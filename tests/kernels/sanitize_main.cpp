@@ -2,9 +2,6 @@
 // Compares sums with plain loops; the sanitizers look for the rest.
 #include <cmath>
 #include <condition_variable>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -15,6 +12,7 @@
 #include "../../csrc/kernels/cpu/products.h"
 #include "../../csrc/kernels/gnr_update.h"
 #include "../../csrc/kernels/gradnorm_update.h"
+#include "plain.h"
 
 using namespace fastmtl;
 
@@ -28,20 +26,6 @@ void on_threads(int64_t units, void (*body)(void*, int64_t, int64_t), void* cont
     if (begin < end) threads.emplace_back(body, context, begin, end);
   }
   for (std::thread& thread : threads) thread.join();
-}
-
-void check(double got, double expected, double scale, const char* what) {
-  if (std::abs(got - expected) <= 1e-4 * scale + 1e-6) return;
-  std::printf("%s: got %g, expected %g\n", what, got, expected);
-  std::exit(1);
-}
-
-float value(int64_t task, int64_t i) { return static_cast<float>((i * 7 + task * 13) % 17 - 8) * 0.25f; }
-
-uint16_t bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return static_cast<uint16_t>(bits >> 16);  // exact: the values have few bits
 }
 
 // [samples, rows, columns], the last two dimensions transposed in memory for odd tasks.
@@ -116,9 +100,10 @@ void update() {
   int64_t steps[2] = {}, counters[2] = {}, task_counters[6] = {};
   double weight_sum[2] = {};
   double memory[GradNormUpdate<float>::workspace(2)];
-  GradNormUpdate<float> step({2,      squared, 1,          message, 1,     weights,  initial,       avg,
-                              avg_sq, steps,   weight_sum, norms,   rates, counters, task_counters, 0.5,
-                              0.025,  true,    0.9,        0.999,   1e-8,  1e-3}, TeamOfOne(), memory);
+  GradNormUpdate<float> step(
+      {2,     squared, 1,        message,       1,   weights, initial, avg, avg_sq, steps, weight_sum,
+       norms, rates,   counters, task_counters, 0.5, 0.025,   true,    0.9, 0.999,  1e-8,  1e-3},
+      TeamOfOne(), memory);
   step();
   check(weights[0] + weights[1], 2, 1, "weights");
   check(counters[0], 1, 1, "counters");

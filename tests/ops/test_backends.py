@@ -1,40 +1,50 @@
-"""Every op of every backend against the reference in float64, on the shared table of cases."""
+"""Every op of every backend against the reference in float64, on the shared table of cases.
+
+The CUDA kernels are compiled for the host. Those of Triton are executed on the same table in `tests/gpu/test_execution.py`.
+"""
+
+import contextlib
 
 import pytest
 import torch
 
 from fastmtl import testing
+from fastmtl.backends import cuda
 from fastmtl.backends.contract import SCHEMAS
 from fastmtl.ops.selection import BACKENDS, unavailable
+from tests.cuda.hosting import on_host
 
 CPU = torch.device("cpu")
 CASES = list(testing.cases())
-ON_CPU = ("cpp", "reference")  # the others are executed in tests/gpu
+ON_CPU = ("cpp", "reference", "cuda")
+RUNS = [(case, name) for name in ON_CPU for case in CASES if name != "cuda" or case.dtype in cuda.DTYPES]
 
 
-def available(name: str) -> None:
+def running(name: str) -> contextlib.AbstractContextManager[object]:
+    """What the backend's ops are called in."""
+    if name == "cuda":
+        return on_host(order=1)
     reason = unavailable(name, CPU)
     if reason is not None:
         pytest.skip(f"backend {name} is not available: {reason}")
+    return contextlib.nullcontext()
 
 
 def test_every_op_has_cases():
     assert {case.op for case in CASES} == set(SCHEMAS)
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "backend"), RUNS, ids=str)
 def test_agrees_with_the_reference(case, backend):
-    available(backend)
-    outcome = testing.check(case, backend, CPU)
+    with running(backend):
+        outcome = testing.check(case, backend, CPU)
     assert outcome.passed, f"error {outcome.error} of the tolerance"
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("case", [case for case in CASES if case.dtype == torch.float32], ids=str)
+@pytest.mark.parametrize(("case", "backend"), [run for run in RUNS if run[0].dtype == torch.float32], ids=str)
 def test_same_inputs_give_the_same_bits(case, backend):
-    available(backend)
-    first, second = (testing.run(BACKENDS[backend], case, case.arguments(CPU)) for _ in range(2))
+    with running(backend):
+        first, second = (testing.run(BACKENDS[backend], case, case.arguments(CPU)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 

@@ -27,16 +27,15 @@ inline int group_of(int blocks) {
 // Whether this is the last of `count` blocks to come here; what the others stored before can then be read. All threads
 // of the block call it.
 __device__ inline bool is_last(uint32_t* ticket, int count) {
-  __shared__ uint32_t arrived;
-  __threadfence();  // what this thread stored comes before the ticket
+  __shared__ bool last;
   __syncthreads();
-  if (threadIdx.x == 0) arrived = atomicAdd(ticket, 1u);
-  __syncthreads();
-  const bool last = arrived == static_cast<uint32_t>(count - 1);
-  if (last) {
-    if (threadIdx.x == 0) *ticket = 0;
-    __threadfence();  // the ticket comes before what this thread reads
+  if (threadIdx.x == 0) {
+    __threadfence();  // what the block stored comes before the ticket
+    last = atomicAdd(ticket, 1u) == static_cast<uint32_t>(count - 1);
+    __threadfence();  // the ticket comes before what the block reads
+    if (last) *ticket = 0;
   }
+  __syncthreads();
   return last;
 }
 

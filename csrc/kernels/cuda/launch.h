@@ -42,8 +42,8 @@ const char* launch(const Device& device, void (*kernel)(Parameters), int64_t blo
     reinterpret_cast<void (*)(Parameters)>(const_cast<void*>(function))(*static_cast<const Parameters*>(arguments));
   };
 #endif
-  return start({reinterpret_cast<const void*>(kernel), blocks, threads, &parameters, sizeof(Parameters), device.stream,
-                call});
+  return start(
+      {reinterpret_cast<const void*>(kernel), blocks, threads, &parameters, sizeof(Parameters), device.stream, call});
 }
 
 }  // namespace fastmtl::cuda
