@@ -206,7 +206,7 @@ def cuda_ninja(target: Path) -> str:
     nvcc = find_nvcc()
     if nvcc is None:
         raise CannotBuildError("no nvcc found (looked for $NVCC, in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda)")
-    gpus = code_for_gpus(nvcc)
+    gpus = [*code_for_gpus(nvcc), f"--threads={min(os.cpu_count() or 1, 4)}"]  # several GPUs' code at a time
     host = [] if os.environ.get("NVCC_CCBIN") else ["-ccbin", compiler()]
     include, library = toolkit(nvcc, host)
     kernel_flags = [*NVCCFLAGS, *host, *gpus]

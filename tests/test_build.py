@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,12 @@ def test_the_cuda_build_is_incremental(cuda_checkout):
     (cuda_checkout / "csrc/kernels/cuda/launch.h").touch()  # which all three include
     assert build_cuda(cuda_checkout, NVCC=found).stdout.count(" -c ") == 3
     assert not needed_from_cuda(cuda_checkout / "fastmtl/_C_cuda.so")
+    for mode in "10":  # what was built before does not go into a wheel that shall be without
+        settings = {"FASTMTL_CPP": "0", "FASTMTL_CUDA": mode, "NVCC": found, "TORCH_CUDA_ARCH_LIST": "8.0"}
+        made = run(cuda_checkout, "setup.py", "bdist_wheel", "--dist-dir", f"dist{mode}", **settings)
+        assert made.returncode == 0, made.stderr
+        (wheel,) = (cuda_checkout / f"dist{mode}").glob("*-py3-none-*.whl")
+        assert ("fastmtl/_C_cuda.so" in zipfile.ZipFile(wheel).namelist()) == (mode == "1")
 
 
 def needed_from_cuda(library):

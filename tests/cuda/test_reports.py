@@ -31,6 +31,9 @@ WIDE_LOADS = {
     "sum_norms_kernel<*, 64, [48]>": 64,
 }
 
+# What does not hold yet, by kernel and target: bytes of local memory of a thread that are known. To be empty.
+SPILLS: dict[str, int] = {}
+
 
 def limit_of(line: Line) -> int:
     """Registers: its budget, or what a thread can have where a block of its size shall fit."""
@@ -64,29 +67,28 @@ lines = functools.cache(lines_of)
 @EACH
 def test_no_spills_and_no_local_memory(source, machine):
     """Neither spills nor arrays that are indexed at run time."""
-    assert not [
-        f"{line}: {line.stack}"
-        for line in lines(source, machine)
-        if line.stack or line.spill_stores or line.spill_loads
-    ]
+    for line in lines(source, machine):
+        known = [size for name, size in SPILLS.items() if fnmatch.fnmatchcase(str(line), name)]
+        assert max(line.stack, line.spill_stores, line.spill_loads) <= max(known, default=0), line
 
 
 @EACH
 def test_registers_are_within_budget(source, machine):
-    assert not [f"{line}: {line.registers}" for line in lines(source, machine) if line.registers > limit_of(line)]
+    for line in lines(source, machine):
+        assert line.registers <= limit_of(line), line
 
 
 @EACH
 def test_accesses_of_16_bytes(source, machine):
-    assert not [
-        f"{line}: {line.wide_loads}" for line in lines(source, machine) if line.wide_loads < wide_loads_of(line)
-    ]
+    for line in lines(source, machine):
+        assert line.wide_loads >= wide_loads_of(line), line
 
 
 def test_every_budget_is_of_a_kernel():
     """Those of kernels that are gone say nothing."""
     names = {line.kernel for source, machine in by_turns() for line in lines(source, machine)}
-    assert not [pattern for pattern in (*BUDGETS, *WIDE_LOADS) if not fnmatch.filter(names, pattern)]
+    patterns = [*BUDGETS, *WIDE_LOADS, *(name.rpartition("-")[0] for name in SPILLS)]
+    assert not [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
 
 
 def test_names_can_be_read():
