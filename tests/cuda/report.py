@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cuda.hosting import BUILD, KERNELS, alone, newest
-from tests.cuda.nvcc_ptx import ptx_of, nvcc
+from tests.cuda.nvcc_ptx import nvcc, ptx_of
 from tests.gpu import report as triton_report
 from tests.gpu.launches import TOOLS
 from tests.gpu.report import Machine, print_table, resident
