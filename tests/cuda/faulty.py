@@ -26,6 +26,7 @@ EXECUTED = ("sum_norms-T3-large-float32", "sum_norms-T3-mixed-float32", "sum_nor
 KERNEL = "kernels/cuda/sum_norms.cu"
 # Of the variants of the kernel, those that the cases here need: the others only take time to compile.
 FEWER = (
+    ("  if (p.tasks <= 4) return run<D, 4, kVector<D>>(device, p);\n", ""),
     ("    case Dtype::bf16:\n      return run<Dtype::bf16>(device, vector, p);\n", ""),
     ("    case Dtype::f16:\n      return run<Dtype::f16>(device, vector, p);\n", ""),
     ("p.tasks <= 12 ? run<D, 12, 1>(device, p) : run<D, 64, 1>(device, p)", "run<D, 12, 1>(device, p)"),
@@ -88,6 +89,23 @@ def ptx_with(faults: Sequence[Fault], directory: Path, target: int = 80) -> Path
         [[nvcc_ptx.nvcc(), *nvcc_ptx.NVCC_FLAGS, "-ptx", f"-arch=sm_{target}", str(kernel), "-o", str(made)]]
     )
     return made
+
+
+_ORDERING = re.compile(
+    r"^\s*(?:@\S+\s+)?(bar\.sync|membar\.gl|fence\.(?:sc|acq_rel)\.gpu|atom\.|st\.global|ld\.global)", re.M
+)
+
+
+def tickets_are_fenced(text: str) -> bool:
+    """Whether every atomic of a kernel's PTX follows a barrier and then a fence, and a fence and then a barrier follow it."""
+    found = ["fence" if name.startswith(("membar", "fence")) else name for name in _ORDERING.findall(text)]
+    places = [place for place, name in enumerate(found) if name == "atom."]
+    return bool(places) and all(
+        found[place - 2 : place] == ["bar.sync", "fence"]
+        and found[place + 1] == "fence"
+        and found[place + 1 : found.index("bar.sync", place)] in (["fence"], ["fence", "st.global"])  # the ticket's own
+        for place in places
+    )
 
 
 def said_by_executor(faults: Sequence[Fault], directory: Path) -> str:

@@ -16,7 +16,12 @@ from tests.kernels.sanitizing import ROOT, SANITIZERS, compiled, linked, run
 HERE = ROOT / "tests/cuda"
 FLAGS = ["-std=c++20", f"-I{HERE}", "-Wno-unknown-pragmas", "-Wno-attributes"]
 # The kernels of each program.
-FAMILIES = {"sum_norms": ["sum_norms"]}
+FAMILIES = {
+    "sum_norms": ["sum_norms"],
+    "lists": ["gram_few", "gram_many", "squared_norms", "weighted_sum"],
+    "products": ["products"],
+    "updates": ["updates"],
+}
 
 
 def runtime_of(family: str) -> list[Path]:
