@@ -147,26 +147,35 @@ constexpr bool kInTurns = true;
 constexpr bool kInTurns = false;
 #endif
 
-// All layouts and numbers of tasks, with several orders of blocks: many, one, and as many as there is work for. Dtypes
-// take turns; `turn` lets more do so. With kInTurns, numbers of tasks do as well.
-inline void in_all_cases(
-    const std::vector<int>& tasks,
-    const std::function<void(const Device&, Dtype, const Layout&, int tasks, unsigned turn)>& run) {
+constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
+
+// With several orders of blocks: many, one, and as many as there is work for; `few`: one order.
+inline void in_all_orders(bool few, const std::function<void(const Device&, unsigned order)>& run) {
   const struct {
     int processors, resident;
-    unsigned order;
-  } orders[] = {{3, 2, 0}, {3, 2, 1}, {1, 1, 2}, {5, 1, 3}};
-  constexpr Dtype dtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
+  } sizes[] = {{3, 2}, {3, 2}, {1, 1}, {5, 1}};
+  for (unsigned order = 0; order < 4; ++order) {
+    fastmtl_resident_blocks(sizes[order].resident);
+    fastmtl_order_of_blocks(few ? 1 : order);
+    run({sizes[order].processors, nullptr}, order);
+    if (few) return;
+  }
+}
+
+// All layouts and numbers of tasks. Dtypes take turns; `turn` lets more do so. With kInTurns, numbers of tasks do as
+// well. `few`: float32, and none of the largest number of tasks.
+inline void in_all_cases(
+    bool few, std::vector<int> tasks,
+    const std::function<void(const Device&, Dtype, const Layout&, int tasks, unsigned turn)>& run) {
+  if (few) tasks.pop_back();
   unsigned turn = 0;
-  for (const auto& order : orders) {
-    fastmtl_resident_blocks(order.resident);
-    fastmtl_order_of_blocks(order.order);
+  in_all_orders(few, [&](const Device& device, unsigned) {
     for (const Layout& layout : layouts()) {
       for (size_t i = 0; i < (kInTurns ? 1 : tasks.size()); ++i, ++turn)
-        run({order.processors, nullptr}, dtypes[turn % 7 % 3], layout, tasks[(kInTurns ? turn : i) % tasks.size()],
+        run(device, few ? Dtype::f32 : kDtypes[turn % 7 % 3], layout, tasks[(kInTurns ? turn : i) % tasks.size()],
             turn);
     }
-  }
+  });
 }
 
 }  // namespace sanitizing

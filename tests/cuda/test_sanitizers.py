@@ -11,27 +11,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.sanitizing import ROOT, SANITIZERS, built, run
+from tests.kernels.sanitizing import ROOT, SANITIZERS, compiled, linked, run
 
 HERE = ROOT / "tests/cuda"
-FAMILIES = sorted(path.stem.removeprefix("sanitize_") for path in HERE.glob("sanitize_*.cpp"))
+FLAGS = ["-std=c++20", f"-I{HERE}", "-Wno-unknown-pragmas", "-Wno-attributes"]
+# The kernels of each program.
+FAMILIES = {
+    "sum_norms": ["sum_norms"],
+    "lists": ["gram_few", "gram_many", "squared_norms", "weighted_sum"],
+    "products": ["products"],
+    "updates": ["updates"],
+}
 
 
-def program_of(family: str, sanitizer: str, directory: Path, csrc: Path = ROOT / "csrc") -> Path:
-    """The program of a family of kernels, of the sources in `csrc`."""
-    flags = ["-std=c++20", f"-I{HERE}", "-Wno-unknown-pragmas", "-Wno-attributes"]
-    sources = [
-        csrc / f"kernels/cuda/{family}.cu",
-        HERE / f"sanitize_{family}.cpp",
-        HERE / "block_on_host.cpp",
-        HERE / "start_on_host.cpp",
-    ]
-    return built(dict.fromkeys(sources, flags), sanitizer, directory)
+def runtime_of(family: str) -> list[Path]:
+    """What a program has beside its kernels."""
+    return [HERE / f"sanitize_{family}.cpp", HERE / "block_on_host.cpp", HERE / "start_on_host.cpp"]
+
+
+def test_every_kernel_has_a_program() -> None:
+    kernels = {path.stem for path in (ROOT / "csrc/kernels/cuda").glob("*.cu")}
+    assert kernels == {name for names in FAMILIES.values() for name in names}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_under(family: str, sanitizer: str, tmp_path: Path) -> None:
-    done = run(program_of(family, sanitizer, tmp_path), sanitizer)
+    kernels = [ROOT / f"csrc/kernels/cuda/{name}.cu" for name in FAMILIES[family]]
+    flags = dict.fromkeys([*kernels, *runtime_of(family)], FLAGS)
+    done = run(linked(compiled(flags, sanitizer, tmp_path), sanitizer, tmp_path), sanitizer)
     assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout + done.stderr

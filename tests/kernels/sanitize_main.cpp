@@ -13,6 +13,7 @@
 #include "../../csrc/kernels/gnr_update.h"
 #include "../../csrc/kernels/gradnorm_update.h"
 #include "plain.h"
+#include "states.h"
 
 using namespace fastmtl;
 
@@ -137,56 +138,10 @@ struct TeamOfThreads {
   void sync() const { meeting->wait(); }
 };
 
-struct GnrState {
-  explicit GnrState(int64_t tasks)
-      : weights(tasks, 1),
-        moments(2 * tasks * tasks),
-        averages(3 * tasks * tasks),
-        shares(tasks * tasks),
-        samples(1),
-        counters(2),
-        task_counters(2 * tasks) {}
-  std::vector<float> weights, moments;
-  std::vector<double> averages, shares;
-  std::vector<int64_t> samples, counters, task_counters;
-};
-
 template <class Moment>
-GnrState gnr(int64_t tasks, int64_t threads, GnrObjective objective, bool noise, float scale) {
-  const int64_t batch = 8;
-  std::vector<Moment> M(tasks * tasks), Q(tasks * tasks);
-  std::vector<float> message(2 + 3 * tasks, 1);
-  message[1] = scale;
-  if (tasks > 3) message[2 + 2 * tasks + 1] = 0, message[2 + 2 * tasks + 2] = 2;
-  for (int64_t k = 0; k < tasks; ++k) {
-    for (int64_t j = 0; j < tasks; ++j) {
-      double product = 0;
-      for (int64_t i = 0; i < 40; ++i)
-        product += static_cast<double>(value(k, i * i)) * static_cast<double>(value(j, i * i));
-      M[k * tasks + j] = static_cast<Moment>(product + (k == j));
-      Q[k * tasks + j] = static_cast<Moment>(product * 1.5 + 3 * (k == j));
-    }
-  }
-  GnrState state(tasks);
-  const GnrArguments<Moment> arguments{tasks,
-                                       {M.data(), tasks, 1},
-                                       {noise ? Q.data() : nullptr, tasks, 1},
-                                       message.data(),
-                                       1,
-                                       state.weights.data(),
-                                       state.moments.data(),
-                                       state.averages.data(),
-                                       state.shares.data(),
-                                       state.samples.data(),
-                                       state.counters.data(),
-                                       state.task_counters.data(),
-                                       batch,
-                                       2,
-                                       false,
-                                       objective,
-                                       0.9,
-                                       0.5,
-                                       0.05};
+GnrProblem<Moment> gnr(int64_t tasks, int64_t threads, GnrObjective objective, bool noise, float scale) {
+  GnrProblem<Moment> problem(tasks, objective, noise, scale);
+  const GnrArguments<Moment> arguments = problem.arguments();
   const std::unique_ptr<double[]> memory(new double[GnrUpdate<Moment>::workspace(tasks)]);
   Meeting meeting(threads);
   std::vector<std::thread> ranks;
@@ -200,14 +155,14 @@ GnrState gnr(int64_t tasks, int64_t threads, GnrObjective objective, bool noise,
     });
   }
   for (std::thread& thread : ranks) thread.join();
-  return state;
+  return problem;
 }
 
 // One rank or several: the same bits, and no races.
 template <class Moment>
 void gnr_teams(int64_t tasks, GnrObjective objective, bool noise, float scale) {
-  const GnrState alone = gnr<Moment>(tasks, 1, objective, noise, scale);
-  const GnrState together = gnr<Moment>(tasks, 3, objective, noise, scale);
+  const GnrProblem<Moment> alone = gnr<Moment>(tasks, 1, objective, noise, scale);
+  const GnrProblem<Moment> together = gnr<Moment>(tasks, 3, objective, noise, scale);
   double sum = 0;
   for (int64_t k = 0; k < tasks; ++k) {
     sum += static_cast<double>(alone.weights[k]);

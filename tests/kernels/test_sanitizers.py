@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.sanitizing import ROOT, SANITIZERS, built, run
+from tests.kernels.sanitizing import ROOT, SANITIZERS, compiled, linked, run
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -22,5 +22,5 @@ def _flags(source: Path) -> list[str]:
 def test_kernels_under(sanitizer: str, tmp_path: Path) -> None:
     sources = [*sorted((ROOT / "csrc/kernels/cpu").glob("*.cpp")), ROOT / "tests/kernels/sanitize_main.cpp"]
     flags = {source: ["-std=c++17", *_flags(source)] for source in sources}
-    done = run(built(flags, sanitizer, tmp_path), sanitizer)
+    done = run(linked(compiled(flags, sanitizer, tmp_path), sanitizer, tmp_path), sanitizer)
     assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout + done.stderr
