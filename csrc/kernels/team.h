@@ -10,6 +10,14 @@
 #define FASTMTL_HD
 #endif
 
+// Before a loop: compilers for GPUs leave it as it is. The updates are compiled into kernels that need the registers,
+// and for many GPUs; what is not worth the while of a whole block is not worth the code either.
+#if defined(__CUDACC__)
+#define FASTMTL_ROLLED _Pragma("unroll 1")
+#else
+#define FASTMTL_ROLLED
+#endif
+
 namespace fastmtl {
 
 struct TeamOfOne {

@@ -15,6 +15,7 @@
 #define __shared__ static  // one block runs at a time
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __forceinline__ inline
 
 struct alignas(8) uint2 {
   uint32_t x, y;
