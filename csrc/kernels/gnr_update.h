@@ -41,13 +41,15 @@ struct GnrArguments {
 template <class Moment, class Team = TeamOfOne>
 class GnrUpdate {
  public:
-  FASTMTL_HD static int64_t workspace(int64_t tasks) { return MaxMin<Team>::workspace(tasks) + 6 * tasks; }
+  FASTMTL_HD static int64_t workspace(int64_t tasks) {
+    return MaxMin<Team>::workspace(tasks) + 6 * Team::stride(tasks);
+  }
 
   FASTMTL_HD GnrUpdate(const GnrArguments<Moment>& arguments, const Team& team, double* memory)
-      : a_(arguments), team_(team), T_(arguments.tasks), solver_memory_(memory + 6 * T_) {
+      : a_(arguments), team_(team), T_(arguments.tasks), solver_memory_(memory + 6 * Team::stride(T_)) {
     for (double** vector : {&sound_, &numerators_, &second_, &rounding_, &order_, &blended_}) {
       *vector = memory;
-      memory += T_;
+      memory += Team::stride(T_);
     }
     units_ = scale() * scale() * (a_.loss_sum ? static_cast<double>(a_.batch) * static_cast<double>(a_.batch) : 1.0);
   }

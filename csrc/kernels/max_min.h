@@ -23,14 +23,14 @@ constexpr double kLastStep = 3e-3;
 template <class Team>
 class MaxMin {
  public:
-  FASTMTL_HD static int64_t workspace(int64_t tasks) { return (6 * tasks + 16) * tasks; }
+  FASTMTL_HD static int64_t workspace(int64_t tasks) { return 6 * tasks * tasks + 16 * Team::stride(tasks); }
 
   // The caller fills R() and E(), row by row, syncs, and calls solve().
   FASTMTL_HD MaxMin(const Team& team, int64_t tasks, double* memory) : team_(team), n_(tasks) {
     for (double** matrix : {&R_, &E_, &G_, &q_, &H_, &convex_}) memory = take(matrix, memory, n_ * n_);
     for (double** vector :
          {&v_, &best_v_, &noise_, &z_, &s_, &pi_, &D_, &c_, &J1_, &y_, &x_, &root_, &ds_, &dpi_, &last_v_, &last_pi_})
-      memory = take(vector, memory, n_);
+      memory = take(vector, memory, Team::stride(n_));
   }
 
   FASTMTL_HD double* R() { return R_; }

@@ -5,7 +5,6 @@
 
 namespace fastmtl::cuda {
 
-constexpr int kMaxTasks = 64;
 constexpr int kMaxRank = 4;  // of what is left after merging
 
 // Positions are counted through the sizes, the last dimension fastest.

@@ -28,7 +28,7 @@ template <int R>
 __device__ __forceinline__ void add_products(const Tile<R>& tile, float* pairs) {
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
   float parts[pairs_of(R)] = {};
-#pragma unroll 2
+#pragma unroll(R <= 2 ? 2 : 1)
   for (int column = 0; column < kColumns<R>; column += 4) {
     float4 left[R], right[R];
 #pragma unroll
@@ -130,16 +130,13 @@ __device__ __forceinline__ void sum_samples(const SumMoments& p, int64_t i_tile,
   const int64_t own = i_tile * kAcross + Own::column();
   const Coordinates coordinates = coordinates_of(p.positions, own);
   const char* from[Own::kCount];  // null: nothing arrives
-  int64_t strides[Own::kCount];
 #pragma unroll
   for (int n = 0; n < Own::kCount; ++n) {
     const int task = Own::row(n);
     from[n] = nullptr;
-    strides[n] = 0;
     if (own < p.positions.count && task < p.tasks && (p.present >> task & 1)) {
       const Place& place = p.grads[task];
-      strides[n] = place.sample_stride * size;
-      from[n] = place.data + offset_of(place, p.positions, coordinates) * size + first * strides[n];
+      from[n] = place.data + (offset_of(place, p.positions, coordinates) + first * place.sample_stride) * size;
     }
   }
   const int column = threadIdx.x % kAcross;
@@ -152,7 +149,7 @@ __device__ __forceinline__ void sum_samples(const SumMoments& p, int64_t i_tile,
     for (int n = 0; n < Own::kCount; ++n) {
       if (from[n] == nullptr) continue;
       read[n].load(p.dtype, from[n]);
-      from[n] += strides[n];
+      from[n] += p.grads[Own::row(n)].sample_stride * size;
     }
   };
   if (first < last) load();
