@@ -42,13 +42,15 @@ struct GnrArguments {
 template <class Moment, class Team = TeamOfOne>
 class GnrUpdate {
  public:
-  FASTMTL_HD static int64_t workspace(int64_t tasks) { return MaxMin<Team>::workspace(tasks) + 6 * tasks; }
+  FASTMTL_HD static int64_t workspace(int64_t tasks) {
+    return MaxMin<Team>::workspace(tasks) + 6 * Team::stride(tasks);
+  }
 
   FASTMTL_HD GnrUpdate(const GnrArguments<Moment>& arguments, const Team& team, double* memory)
-      : a_(arguments), team_(team), T_(arguments.tasks), solver_memory_(memory + 6 * T_) {
+      : a_(arguments), team_(team), T_(arguments.tasks), solver_memory_(memory + 6 * Team::stride(T_)) {
     for (double** vector : {&sound_, &numerators_, &second_, &rounding_, &order_, &blended_}) {
       *vector = memory;
-      memory += T_;
+      memory += Team::stride(T_);
     }
     units_ = scale() * scale() * (a_.loss_sum ? static_cast<double>(a_.batch) * static_cast<double>(a_.batch) : 1.0);
   }
@@ -59,7 +61,7 @@ class GnrUpdate {
       if (team_.rank() == 0) a_.counters[1] += 1;
       return;
     }
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) measure(k);
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) measure(k);
     if (team_.rank() == 0) {
       a_.samples[0] = a_.batch * a_.accumulation;
       a_.counters[0] += 1;
@@ -97,9 +99,9 @@ class GnrUpdate {
   }
 
   FASTMTL_HD bool finite() {
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
       bool sound = isfinite_(loss(k));
-      for (int64_t j = 0; j < T_; ++j) {
+      FASTMTL_ROLLED for (int64_t j = 0; j < T_; ++j) {
         if (!present(j)) continue;
         sound = sound && fabs(unscaled(a_.M, k, j)) <= kLargest;
         if (noise_measured()) sound = sound && fabs(unscaled(a_.Q, k, j)) <= kLargest;
@@ -112,7 +114,7 @@ class GnrUpdate {
 
   FASTMTL_HD bool all_sound(int64_t rows) const {
     bool all = true;
-    for (int64_t k = 0; k < rows; ++k) all = all && sound_[k] != 0;
+    FASTMTL_ROLLED for (int64_t k = 0; k < rows; ++k) all = all && sound_[k] != 0;
     return all;
   }
 
@@ -121,7 +123,7 @@ class GnrUpdate {
     if (no_gradient(k)) a_.task_counters[T_ + k] += 1;
     if (!present(k)) return;
     const double batch = static_cast<double>(a_.batch);
-    for (int64_t j = 0; j < T_; ++j) {
+    FASTMTL_ROLLED for (int64_t j = 0; j < T_; ++j) {
       if (!present(j)) continue;
       const double M = unscaled(a_.M, k, j), Q = noise_measured() ? unscaled(a_.Q, k, j) : kUnknown;
       const double C = noise_measured() ? batch / (batch - 1) * (Q - M) : kUnknown;
@@ -150,7 +152,7 @@ class GnrUpdate {
   FASTMTL_HD bool active(int64_t k) const { return present(k) && second_[k] > 0; }
 
   FASTMTL_HD void update_weights() {
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
       if (!present(k)) continue;
       const double S = signal(k, k), C = average(1, k, k);
       rounding_[k] = C <= kRounding * (S + C);  // S + C is Q
@@ -159,13 +161,13 @@ class GnrUpdate {
     team_.sync();
     if (team_.rank() == 0) {
       int64_t next = 0;
-      for (int64_t k = 0; k < T_; ++k) {
+      FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) {
         if (active(k)) order_[next++] = static_cast<double>(k);
       }
     }
     int64_t tasks = 0;
     double budget = static_cast<double>(T_);
-    for (int64_t k = 0; k < T_; ++k) {
+    FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) {
       if (active(k)) {
         ++tasks;
       } else {
@@ -178,17 +180,18 @@ class GnrUpdate {
     MaxMin<Team> solver(team_, tasks, solver_memory_);
     if (!without_noise()) {
       noise_left_ = noise_left(solver, tasks);
-      for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
+      FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
         const int64_t k = task(row);
         const double S = signal(k, k), alone = noise(k, k);
         numerators_[k] = fmax(a_.objective == GnrObjective::maxmin ? S : alone, a_.floor * (S + alone));
       }
       team_.sync();
     }
-    for (int64_t row = team_.rank(); row < tasks; row += team_.size()) sound_[row] = fill(solver, row, tasks);
+    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) sound_[row] =
+        fill(solver, row, tasks);
     team_.sync();
     const double* v = solver.solve();
-    for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
+    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
       const int64_t k = task(row);
       const double goal = log(v[row] / sqrt(numerators_[k]));
       blended_[row] = exp((1 - a_.step) * log(static_cast<double>(a_.weights[k])) + a_.step * goal);
@@ -197,8 +200,8 @@ class GnrUpdate {
     team_.sync();
     if (!all_sound(tasks)) return;
     double sum = 0;
-    for (int64_t row = 0; row < tasks; ++row) sum += blended_[row];
-    for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
+    FASTMTL_ROLLED for (int64_t row = 0; row < tasks; ++row) sum += blended_[row];
+    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
       const float weight = static_cast<float>(blended_[row] * (budget / sum));
       a_.weights[task(row)] = weight < kTiniest ? kTiniest : weight;
     }
@@ -208,9 +211,9 @@ class GnrUpdate {
   // can be larger than that, would make the expected square of an update, S + share * noise, negative.
   FASTMTL_HD double noise_left(MaxMin<Team>& solver, int64_t tasks) {
     if (a_.accumulation == 1) return 1;
-    for (int64_t row = team_.rank(); row < tasks; row += team_.size()) fill(solver, row, tasks);
+    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) fill(solver, row, tasks);
     team_.sync();
-    for (int step = 0; step < kShares - 1; ++step) {
+    FASTMTL_ROLLED for (int step = 0; step < kShares - 1; ++step) {
       const double share = power(static_cast<double>(a_.accumulation), static_cast<double>(step) / (kShares - 1) - 1);
       if (solver.semidefinite(share)) return share;
     }
@@ -223,7 +226,7 @@ class GnrUpdate {
   FASTMTL_HD bool fill(MaxMin<Team>& solver, int64_t row, int64_t tasks) const {
     const int64_t k = task(row);
     bool sound = true;
-    for (int64_t column = 0; column < tasks; ++column) {
+    FASTMTL_ROLLED for (int64_t column = 0; column < tasks; ++column) {
       const int64_t j = task(column);
       const double scaling = 1 / sqrt(numerators_[k]) * (1 / sqrt(numerators_[j]));
       const double R = signal(k, j) * scaling, E = noise(k, j) * scaling;

@@ -10,12 +10,22 @@
 #define FASTMTL_HD
 #endif
 
+// Before a loop: compilers for GPUs leave it as it is. The updates are compiled into kernels that need the registers,
+// and for many GPUs; what is not worth the while of a whole block is not worth the code either.
+#if defined(__CUDACC__)
+#define FASTMTL_ROLLED _Pragma("unroll 1")
+#else
+#define FASTMTL_ROLLED
+#endif
+
 namespace fastmtl {
 
 struct TeamOfOne {
   FASTMTL_HD int64_t rank() const { return 0; }
   FASTMTL_HD int64_t size() const { return 1; }
   FASTMTL_HD void sync() const {}
+  // From one vector of a number for each task to the next. A GPU's is constant: one register then leads to all.
+  FASTMTL_HD static constexpr int64_t stride(int64_t tasks) { return tasks; }
 };
 
 }  // namespace fastmtl

@@ -63,6 +63,16 @@ def sum_norms_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[T
     return _ops().sum_norms_update(grads, *arguments)
 
 
+def sum_moments(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over tasks, Gram matrix M of the sums over dimension 0, and Q = B * sum_b of the per-sample Gram matrices."""
+    return _ops().sum_moments(grads)
+
+
+def sum_moments_update(grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`sum_moments` and `gnr_update` in one launch."""
+    return _ops().sum_moments_update(grads, *arguments)
+
+
 def gram(tensors: Sequence[Tensor | None], tasks: int) -> Tensor:
     """Inner products of the T gradients, each a list of N tensors."""
     return _ops().gram(tensors, tasks)

@@ -12,6 +12,7 @@
 #define __shared__ static thread_local  // a block's own
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __forceinline__ inline
 
 struct alignas(8) uint2 {
   uint32_t x, y;

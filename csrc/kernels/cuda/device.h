@@ -17,11 +17,14 @@
 
 namespace fastmtl::cuda {
 
+constexpr int kMaxTasks = 64;
+
 // All threads of a block, as the team that an update of the weights is made by.
 struct BlockTeam {
   __device__ int64_t rank() const { return threadIdx.x; }
   __device__ int64_t size() const { return blockDim.x; }
   __device__ void sync() const { __syncthreads(); }
+  FASTMTL_HD static constexpr int64_t stride(int64_t) { return kMaxTasks; }
 };
 
 }  // namespace fastmtl::cuda

@@ -69,11 +69,11 @@ __device__ void sum_rows(const float* rows, int64_t first, int count, int width,
   __syncthreads();  // parts can be written again
 }
 
-// Of `values` [width] in shared memory, which all threads can see: whether this block is the last of all, and then in
-// `out` the sum over all blocks, which all threads can see.
+// Of `values` [width] in shared memory, which all threads can see: whether this block, `block` of f.blocks, is the last
+// of all, and then in `out` the sum over all blocks, which all threads can see.
 template <int Threads>
-__device__ bool finish(const Finish& f, const float* values, int width, float* out) {
-  const int block = static_cast<int>(blockIdx.x), i_group = block / f.group;
+__device__ bool finish(const Finish& f, int block, const float* values, int width, float* out) {
+  const int i_group = block / f.group;
   for (int i = threadIdx.x; i < width; i += Threads) f.partials[static_cast<int64_t>(block) * width + i] = values[i];
   const int first = i_group * f.group;
   const int members = f.blocks - first < f.group ? f.blocks - first : f.group;
@@ -83,6 +83,11 @@ __device__ bool finish(const Finish& f, const float* values, int width, float* o
   sum_rows<Threads>(f.partials, f.blocks, f.groups(), width, out);
   __syncthreads();
   return true;
+}
+
+template <int Threads>
+__device__ bool finish(const Finish& f, const float* values, int width, float* out) {
+  return finish<Threads>(f, static_cast<int>(blockIdx.x), values, width, out);
 }
 
 // out [Count] in shared memory: the sums of `values` over the threads of a block, in a fixed order; after a barrier.

@@ -5,7 +5,6 @@
 
 namespace fastmtl::cuda {
 
-constexpr int kMaxTasks = 64;
 constexpr int kMaxRank = 4;  // of what is left after merging
 
 // Positions are counted through the sizes, the last dimension fastest.
@@ -43,15 +42,19 @@ __device__ inline Coordinates coordinates_of(const Positions& positions, int64_t
   return coordinates;
 }
 
-// Where a tensor has that position. Strides of dimensions that are not there are 0.
-template <class Number>
-__device__ inline char* at(const Place& place, const Positions& positions, const Coordinates& coordinates) {
+// Where a tensor has that position, in numbers from its data. Strides of dimensions that are not there are 0.
+__device__ inline int64_t offset_of(const Place& place, const Positions& positions, const Coordinates& coordinates) {
   int64_t offset = coordinates.at[0] * place.strides[0];
   if (positions.rank > 1) {
 #pragma unroll
     for (int dim = 1; dim < kMaxRank; ++dim) offset += coordinates.at[dim] * place.strides[dim];
   }
-  return place.data + offset * static_cast<int64_t>(sizeof(Number));
+  return offset;
+}
+
+template <class Number>
+__device__ inline char* at(const Place& place, const Positions& positions, const Coordinates& coordinates) {
+  return place.data + offset_of(place, positions, coordinates) * static_cast<int64_t>(sizeof(Number));
 }
 
 }  // namespace fastmtl::cuda
