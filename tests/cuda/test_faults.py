@@ -169,7 +169,7 @@ def test_nothing_is_seen_without_a_fault(tool, tmp_path):
 
 
 def test_the_order_of_tickets(tmp_path: Path):
-    """Fences that are missing change no value in the PTX executor, whose memory is sequentially consistent: they must be there."""
+    """Missing fences change no value in the PTX executor, whose memory is sequentially consistent: they must be there."""
     kernels = ptx_with([], tmp_path).read_text().split(".visible .entry")[1:]
     for text in kernels:
         assert tickets_are_fenced(text)
