@@ -90,6 +90,7 @@ void sum(const Device& device, const Lists& lists, bool wide) {
 
 }  // namespace
 
+// Any argument: few cases.
 int main(int count, char**) {
   in_all_orders(count > 1, [](const Device& device, unsigned order) {
     unsigned turn = order;
