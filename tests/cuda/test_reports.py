@@ -16,12 +16,12 @@ from tests.gpu.report import Machine
 
 # Registers of a thread, by kernel: what the worst of the machines takes, and a little. Where several lines match, the first.
 BUDGETS = {
-    "sum_norms_kernel<*, 4, [48]>": 56,
-    "sum_norms_kernel<*, 12, [48]>": 80,
-    "sum_norms_kernel<f32, 64, 4>": 184,
+    "sum_norms_kernel<*, 4, [48]>": 88,
+    "sum_norms_kernel<*, 12, [48]>": 96,
+    "sum_norms_kernel<f32, 64, 4>": 192,
     "sum_norms_kernel<*, 64, 8>": 224,
-    "sum_norms_kernel<*, 12, 1>": 64,
-    "sum_norms_kernel<*, 64, 1>": 176,
+    "sum_norms_kernel<*, 12, 1>": 88,
+    "sum_norms_kernel<*, 64, 1>": 184,
 }
 
 # Loads of 16 bytes that a kernel must have at least, where it has a line: one of each task.
@@ -30,9 +30,6 @@ WIDE_LOADS = {
     "sum_norms_kernel<*, 12, [48]>": 12,
     "sum_norms_kernel<*, 64, [48]>": 64,
 }
-
-# What does not hold yet, by kernel and target: bytes of local memory of a thread that are known. To be empty.
-SPILLS: dict[str, int] = {}
 
 
 def limit_of(line: Line) -> int:
@@ -68,8 +65,7 @@ lines = functools.cache(lines_of)
 def test_no_spills_and_no_local_memory(source, machine):
     """Neither spills nor arrays that are indexed at run time."""
     for line in lines(source, machine):
-        known = [size for name, size in SPILLS.items() if fnmatch.fnmatchcase(str(line), name)]
-        assert max(line.stack, line.spill_stores, line.spill_loads) <= max(known, default=0), line
+        assert (line.stack, line.spill_stores, line.spill_loads) == (0, 0, 0), line
 
 
 @EACH
@@ -87,8 +83,7 @@ def test_accesses_of_16_bytes(source, machine):
 def test_every_budget_is_of_a_kernel():
     """Those of kernels that are gone say nothing."""
     names = {line.kernel for source, machine in by_turns() for line in lines(source, machine)}
-    patterns = [*BUDGETS, *WIDE_LOADS, *(name.rpartition("-")[0] for name in SPILLS)]
-    assert not [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    assert not [pattern for pattern in (*BUDGETS, *WIDE_LOADS) if not fnmatch.filter(names, pattern)]
 
 
 def test_names_can_be_read():

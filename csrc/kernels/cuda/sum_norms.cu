@@ -12,8 +12,9 @@ template <int V>
 constexpr int kGroups = V == 1 ? 4 : 1;
 
 // Reads each gradient once and writes the sum once. `Capacity`: tasks that there are registers for; V numbers a thread.
+// At least one block a multiprocessor: where nothing is said the compiler saves registers for more, and spills in the step.
 template <Dtype D, int Capacity, int V>
-__global__ void __launch_bounds__(kThreads) sum_norms_kernel(const __grid_constant__ SumNorms p) {
+__global__ void __launch_bounds__(kThreads, 1) sum_norms_kernel(const __grid_constant__ SumNorms p) {
   using Number = typename Raw<D>::Type;
   float squares[Capacity] = {};
   const int64_t groups = p.positions.count / V, tile = kThreads * kGroups<V>;
