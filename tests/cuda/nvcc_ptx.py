@@ -44,16 +44,17 @@ def ptx_of(source: Path, target: int) -> Path:
 
 
 @functools.cache
-def _kernels(target: int) -> dict[str, tuple[Path, str]]:
-    """By name: which file, and what text."""
-    found = {}
+def _file_of(kernel: str, target: int) -> tuple[Path, str]:
+    """The file that holds a kernel, and its text; of the sources only those that name it are compiled."""
     for source in KERNELS:
+        names = re.findall(r"(\w+_kernel)\(\s*const __grid_constant__", source.read_text())
+        if not any(f"{len(name)}{name}" in kernel for name in names):
+            continue
         path = ptx_of(source, target)
         text = path.read_text()
-        for line in text.splitlines():
-            if ".entry" in line:
-                found[line.split(".entry")[1].strip(" (")] = (path, text)
-    return found
+        if f".entry {kernel}(" in text:
+            return path, text
+    raise AssertionError(f"no source has the kernel {kernel}")
 
 
 def _entry(kernel: str, text: str) -> tuple[int, int]:
@@ -169,10 +170,10 @@ def executed_as_nvcc_ptx(
 ) -> Iterator[Run]:
     """While inside, the CUDA backend's launches run as PTX, once for each order of blocks: all must give the same bits."""
     emulator()
-    kernels, run, memory = _kernels(target), Run(), _Memory()
+    run, memory = Run(), _Memory()
 
     def handle(launch: SimpleNamespace) -> None:
-        path, text = kernels[launch.name]
+        path, text = _file_of(launch.name, target)
         module = _module_of(path, launch.name, text)
         other = _no_pointers(launch.name, text)
         results = [
