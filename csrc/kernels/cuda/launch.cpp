@@ -1,11 +1,11 @@
 // Launches on a GPU.
+#include "launch.h"
+
 #include <cuda_runtime.h>
 
 #include <map>
 #include <mutex>
 #include <utility>
-
-#include "launch.h"
 
 namespace fastmtl::cuda {
 

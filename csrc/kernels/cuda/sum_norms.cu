@@ -12,7 +12,8 @@ template <int V>
 constexpr int kGroups = V == 1 ? 4 : 1;
 
 // Reads each gradient once and writes the sum once. `Capacity`: tasks that there are registers for; V numbers a thread.
-// At least one block a multiprocessor: where nothing is said the compiler saves registers for more, and spills in the step.
+// At least one block a multiprocessor: where nothing is said the compiler saves registers for more, and spills in the
+// step.
 template <Dtype D, int Capacity, int V>
 __global__ void __launch_bounds__(kThreads, 1) sum_norms_kernel(const __grid_constant__ SumNorms p) {
   using Number = typename Raw<D>::Type;
