@@ -51,7 +51,7 @@ class GradNormUpdate {
       if (team_.rank() == 0) a_.counters[1] += 1;
       return;
     }
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
       // L_k(0) is the first positive loss: a ratio to zero or to a negative number has no meaning.
       const float initial = a_.initial_losses[k];
       if (present(k) && initial != initial && loss(k) > 0) a_.initial_losses[k] = static_cast<float>(loss(k));
@@ -61,7 +61,7 @@ class GradNormUpdate {
     team_.sync();
     int64_t rated_tasks = 0, taking_part_tasks = 0;
     double ratios = 0, gradient_norms = 0, budget = static_cast<double>(T_);
-    for (int64_t k = 0; k < T_; ++k) {
+    FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) {
       if (rated(k)) {
         ++rated_tasks;
         ratios += ratios_[k];
@@ -75,13 +75,14 @@ class GradNormUpdate {
     }
     mean_ratio_ = rated_tasks > 0 ? ratios / static_cast<double>(rated_tasks) : 0;
     mean_norm_ = taking_part_tasks > 0 ? gradient_norms / static_cast<double>(taking_part_tasks) : 0;
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) floored_[k] = taking_part(k) ? moved(k) : 0;
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) floored_[k] =
+        taking_part(k) ? moved(k) : 0;
     team_.sync();
     double sum = 0;
-    for (int64_t k = 0; k < T_; ++k) {
+    FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) {
       if (taking_part(k)) sum += floored_[k];
     }
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) update_task(k, budget / sum);
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) update_task(k, budget / sum);
     if (team_.rank() == 0) a_.counters[0] += 1;
   }
 
@@ -138,14 +139,14 @@ class GradNormUpdate {
   }
 
   FASTMTL_HD bool finite() {
-    for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
       // A square beyond float32 would stay in Adam's second moment for good.
       const bool fits = task_norm(k) * task_norm(k) <= kLargestSquare;
       sound_[k] = !present(k) || (fits && isfinite_(loss(k)));
     }
     team_.sync();
     bool all = isfinite_(scale());
-    for (int64_t k = 0; k < T_; ++k) all = all && sound_[k] != 0;
+    FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) all = all && sound_[k] != 0;
     return all;
   }
 

@@ -14,10 +14,10 @@ void gnr_update_op(const Tensor& M, const std::optional<Tensor>& Q, const Tensor
   if (Q.has_value()) check(*Q, "Q", type, {tasks, tasks});
   with_type(M, [&](auto zero) {
     using Moment = decltype(zero);
-    const auto arguments = gnr_arguments(
-        matrix_of<Moment>(M), Q.has_value() ? matrix_of<Moment>(*Q) : GnrMatrix<Moment>{nullptr, 0, 0}, message,
-        weights, moments, averages, shares, samples, counters, task_counters, batch, accumulation, loss_sum, objective,
-        decay, step, floor);
+    const auto arguments =
+        gnr_arguments(matrix_of<Moment>(M), Q.has_value() ? matrix_of<Moment>(*Q) : GnrMatrix<Moment>{nullptr, 0, 0},
+                      message, weights, moments, averages, shares, samples, counters, task_counters, batch,
+                      accumulation, loss_sum, objective, decay, step, floor);
     std::vector<double> memory(GnrUpdate<Moment>::workspace(tasks));
     GnrUpdate<Moment>(arguments, TeamOfOne(), memory.data())();
   });

@@ -69,10 +69,10 @@ void gradnorm_update_op(const Tensor& squared_norms, const Tensor& message, cons
   check(squared_norms, "squared_norms", wide ? ScalarType::Double : ScalarType::Float, {tasks});
   with_type(squared_norms, [&](auto zero) {
     using Norm = decltype(zero);
-    const auto arguments = gradnorm_arguments(
-        static_cast<const Norm*>(squared_norms.const_data_ptr()), squared_norms.stride(0), message, weights,
-        initial_losses, exp_avg, exp_avg_sq, steps, weight_sum, norms, rates, counters, task_counters, alpha, lr, adam,
-        beta1, beta2, eps, min_weight);
+    const auto arguments =
+        gradnorm_arguments(static_cast<const Norm*>(squared_norms.const_data_ptr()), squared_norms.stride(0), message,
+                           weights, initial_losses, exp_avg, exp_avg_sq, steps, weight_sum, norms, rates, counters,
+                           task_counters, alpha, lr, adam, beta1, beta2, eps, min_weight);
     std::vector<double> memory(GradNormUpdate<Norm>::workspace(tasks));
     GradNormUpdate<Norm>(arguments, TeamOfOne(), memory.data())();
   });

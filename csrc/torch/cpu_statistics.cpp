@@ -36,8 +36,7 @@ std::tuple<Tensor, Tensor> sum_norms_op(const OptionalTensors& grads) {
   const Order order = order_of(total, false);
   std::vector<double> norms(tasks);
   with_type(total, [&](auto zero) {
-    sum_norms<decltype(zero)>(chosen, torch_threads(), views_of(column, order), view_of(total, order),
-                              norms.data());
+    sum_norms<decltype(zero)>(chosen, torch_threads(), views_of(column, order), view_of(total, order), norms.data());
   });
   return {total, statistics(total, {tasks}, norms)};
 }
