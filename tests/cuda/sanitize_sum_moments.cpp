@@ -153,7 +153,7 @@ std::vector<Case> cases() {
       {line("one number, shared samples", 1, false), 2, 520, 2, 2, false, false},
       {long_rows, 8, 25, 9, 9, false, false},
       {long_rows, 10, 3, 2, 2, false, false},
-      {long_rows, 3, 17, 6, 6, true, false},
+      {long_rows, 3, 20, 6, 6, true, false},
       {transposed, 4, 5, 3, 3, false, true},
       {repeated, 9, 24, 5, 3, false, false},
       // Many.
