@@ -20,6 +20,7 @@ FAMILIES = {
     "sum_norms": ["sum_norms"],
     "lists": ["gram_few", "gram_many", "squared_norms", "weighted_sum"],
     "products": ["products"],
+    "sum_moments": ["sum_moments", "sum_moments_few", "sum_moments_many"],
     "updates": ["updates"],
 }
 

@@ -136,6 +136,7 @@ struct TeamOfThreads {
   int64_t rank() const { return mine; }
   int64_t size() const { return meeting->size; }
   void sync() const { meeting->wait(); }
+  static constexpr int64_t stride(int64_t tasks) { return tasks; }
 };
 
 template <class Moment>

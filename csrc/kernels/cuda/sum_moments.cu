@@ -28,7 +28,9 @@ int64_t plan(const Device& device, const MomentsKernel& kernel, SumMoments& p) {
   p.lanes = kernel.threads;
   while (kernel.lanes && p.lanes > 1 && p.lanes / 2 * kernel.group >= p.positions.count) p.lanes /= 2;
   const int64_t least = std::max<int64_t>(kernel.samples, 2 * (kernel.threads / p.lanes));
-  const int64_t splits = std::max<int64_t>(1, std::min(std::min(most, kMostShares) / tiles, p.batch / least));
+  // Without positions there are no samples to share: a block that has no tile would take itself for the last.
+  const int64_t samples = p.positions.count == 0 ? 0 : p.batch;
+  const int64_t splits = std::max<int64_t>(1, std::min(std::min(most, kMostShares) / tiles, samples / least));
   if (splits == 1) p.lanes = kernel.threads;
   p.samples.blocks = static_cast<int>(splits);
   p.samples.group = group_of(p.samples.blocks);
