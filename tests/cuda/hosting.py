@@ -26,6 +26,7 @@ BUILD = ROOT / "build" / "cuda_host"
 KERNELS = sorted((ROOT / "csrc/kernels/cuda").glob("*.cu"))
 SOURCES = [
     *KERNELS,
+    *sorted(path for path in (ROOT / "csrc/kernels/cuda").glob("*.cpp") if path.name != "launch.cpp"),
     *sorted(path for path in (ROOT / "csrc/torch").glob("cuda_*.cpp") if path.name != "cuda_device.cpp"),
     *sorted((ROOT / "tests/cuda").glob("*_on_host.cpp")),
 ]

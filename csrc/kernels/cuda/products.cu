@@ -21,7 +21,7 @@ __device__ auto rows_at(const Side& side, const Place* places, const Positions& 
 
 // Three blocks of a multiprocessor: for the fourth, a GPU's compiler would spill.
 template <int A, int B>
-__global__ void __launch_bounds__(kTileThreads, 3) cross_gram_kernel(const __grid_constant__ CrossGram p) {
+__global__ void __launch_bounds__(kTileThreads, 2) cross_gram_kernel(const __grid_constant__ CrossGram p) {
   using All = Products<A, B, false>;
   constexpr int K = kTile<(A > B ? A : B)>;
   __shared__ union {

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kMaxTasks) gradnorm_update_kernel(const __grid
 
 constexpr int kSolverThreads = 128;
 
-__global__ void __launch_bounds__(kSolverThreads) gnr_update_kernel(const __grid_constant__ GnrStep p) {
+__global__ void __launch_bounds__(kSolverThreads, 1) gnr_update_kernel(const __grid_constant__ GnrStep p) {
   GnrUpdate<float, BlockTeam>(p.arguments, BlockTeam(), p.memory)();
 }
 
