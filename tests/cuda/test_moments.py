@@ -62,4 +62,5 @@ def test_the_update_of_many_tasks_in_the_same_launch():
         results = cuda.sum_moments_update(grads, *updates[0])
     expected = reference.sum_moments_update(grads, *updates[1])
     for result, exact in zip([*results, *updates[0][:8]], [*expected, *updates[1][:8]], strict=True):
-        assert torch.allclose(result, exact, rtol=2e-3, atol=1e-5, equal_nan=True)
+        # S of the averages is a difference of what it is measured by: its scale is theirs.
+        assert ((result - exact).abs() <= 2e-6 * exact.abs().max()).all()
