@@ -65,7 +65,7 @@ void gnr_update_op(const Tensor& M, const std::optional<Tensor>& Q, const Tensor
   if (Q.has_value()) check(*Q, "Q", ScalarType::Float, {tasks, tasks});
   const Call call(weights);
   // Float64 numbers, in the workspace's float32: torch's allocator aligns both.
-  const Workspace workspace = workspace_for(call, weights, 2 * GnrUpdate<float>::workspace(tasks));
+  const Workspace workspace = workspace_for(call, weights, 2 * cuda::gnr_update_numbers(tasks));
   const cuda::GnrStep problem{
       gnr_arguments(matrix_of<float>(M), Q.has_value() ? matrix_of<float>(*Q) : GnrMatrix<float>{nullptr, 0, 0},
                     message, weights, moments, averages, shares, samples, counters, task_counters, batch, accumulation,

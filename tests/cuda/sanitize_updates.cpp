@@ -54,7 +54,7 @@ void gradnorm(const Device& device, int tasks) {
 
 void gnr(const Device& device, int tasks, GnrObjective objective, bool noise, float scale) {
   GnrProblem<float> problem(tasks, objective, noise, scale), alone(tasks, objective, noise, scale);
-  const Memory memory(GnrUpdate<float>::workspace(tasks) * sizeof(double));
+  const Memory memory(cuda::gnr_update_numbers(tasks) * sizeof(double));
   check(cuda::gnr_update(device, {problem.arguments(), memory.as<double>()}) == nullptr, 1, 0, "launch of gnr");
   std::vector<double> own(GnrUpdate<float>::workspace(tasks));
   GnrUpdate<float>(alone.arguments(), TeamOfOne(), own.data())();

@@ -1,8 +1,9 @@
 // How the work of `sum_moments` is shared out, the same for few tasks and many.
+#include "sum_moments.h"
+
 #include <algorithm>
 
 #include "blocks.h"
-#include "sum_moments.h"
 
 namespace fastmtl::cuda {
 

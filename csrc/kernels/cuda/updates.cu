@@ -54,6 +54,8 @@ __global__ void __launch_bounds__(kSolverThreads, 1) gnr_update_kernel(const __g
   GnrUpdate<float, BlockTeam>(p.arguments, BlockTeam(), p.memory)();
 }
 
+int64_t gnr_update_numbers(int64_t tasks) { return GnrUpdate<float, BlockTeam>::workspace(tasks); }
+
 const char* weigh(const Device& device, const Weigh& problem) {
   return launch(device, &weigh_kernel, 1, kMaxTasks, problem);
 }

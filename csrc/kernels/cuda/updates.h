@@ -30,8 +30,11 @@ struct GradNormStep {
 
 struct GnrStep {
   GnrArguments<float> arguments;
-  double* memory;  // GnrUpdate::workspace(tasks)
+  double* memory;  // `gnr_update_numbers` of them
 };
+
+// Float64 numbers that the update of the GNR weights takes.
+int64_t gnr_update_numbers(int64_t tasks);
 
 const char* weigh(const Device& device, const Weigh& problem);
 const char* gradnorm_update(const Device& device, const GradNormStep& step);
