@@ -90,8 +90,9 @@ const void* some_kernel() { return reinterpret_cast<const void*>(&nothing); }
 def cuda_checkout(checkout, tmp_path_factory):
     place = tmp_path_factory.mktemp("cuda") / "checkout"
     shutil.copytree(checkout, place, ignore=shutil.ignore_patterns("build", "*.so"))
-    for path in [*place.glob("csrc/kernels/cuda/*.cu"), *place.glob("csrc/torch/cuda_*.cpp")]:
-        if path.name != "cuda_device.cpp":
+    kernels, bindings = place.glob("csrc/kernels/cuda/*.c*"), place.glob("csrc/torch/cuda_*.cpp")
+    for path in [*kernels, *bindings]:
+        if path.name not in ("launch.cpp", "cuda_device.cpp"):
             path.unlink()
     (place / "csrc/kernels/cuda/some_kernel.cu").write_text(KERNEL)
     return place
