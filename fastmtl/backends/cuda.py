@@ -103,6 +103,8 @@ def sample_gram(grads: Sequence[Tensor | None], weights: Tensor) -> Tensor:
     return _ops().sample_gram(grads, weights)
 
 
+# The moments of layers take their matrix products from torch, so that what these form goes through memory: T weight gradients of
+# each sample written and read once where they are formed (for M alone, of the batch), or B S^2 products of pairs of S positions.
 _layers = LayerMoments(Primitives(gram, cross_gram, sample_gram))
 linear_moments = _layers.linear_moments
 conv_moments = _layers.conv_moments
