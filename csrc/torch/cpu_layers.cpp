@@ -6,13 +6,6 @@
 namespace fastmtl {
 namespace {
 
-TensorColumn column_of(const OptionalTensors& tensors, const char* name) {
-  const int64_t count = tensors.size();
-  TensorColumn column = columns_of(tensors, std::max<int64_t>(count, 1), name)[0];
-  STD_TORCH_CHECK(!column.empty(), name, ": expected at least one tensor, got none");
-  return column;
-}
-
 Tensor cross_gram_op(const OptionalTensors& left, const OptionalTensors& right) {
   const TensorColumn rows = column_of(left, "left"), columns = column_of(right, "right");
   STD_TORCH_CHECK(equal(rows.like().sizes(), columns.like().sizes()), "right: expected shape ",

@@ -6,15 +6,9 @@
 namespace fastmtl {
 namespace {
 
-const TensorColumn& checked(const TensorColumn& column) {
-  STD_TORCH_CHECK(!column.empty(), "grads: expected at least one tensor, got none");
-  return column;
-}
-
 std::tuple<Tensor, Tensor, Tensor> sum_moments_op(const OptionalTensors& grads) {
   const int64_t tasks = grads.size();
-  const TensorColumn column = columns_of(grads, std::max<int64_t>(tasks, 1), "grads")[0];
-  checked(column);
+  const TensorColumn column = column_of(grads, "grads");
   STD_TORCH_CHECK(column.like().dim() >= 1, "grads: expected a batch dimension, got shape []");
   const Isa& chosen = isa();
   const Tensor total = column.empty_total();
@@ -29,8 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> sum_moments_op(const OptionalTensors& grads) 
 
 std::tuple<Tensor, Tensor> sum_norms_op(const OptionalTensors& grads) {
   const int64_t tasks = grads.size();
-  const TensorColumn column = columns_of(grads, std::max<int64_t>(tasks, 1), "grads")[0];
-  checked(column);
+  const TensorColumn column = column_of(grads, "grads");
   const Isa& chosen = isa();
   const Tensor total = column.empty_total();
   const Order order = order_of(total, false);
@@ -110,16 +103,7 @@ std::vector<Tensor> weighted_sum_op(const OptionalTensors& tensors, int64_t task
 
 void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Tensor& weights,
                          const std::vector<Tensor>& out) {
-  STD_TORCH_CHECK(tasks >= 1 && tensors.size() == out.size() * tasks, "out: expected ",
-                  tensors.size() / std::max<int64_t>(tasks, 1), " tensors, got ", out.size());
-  for (size_t n = 0; n < out.size(); ++n) {
-    const Label label("out", n);
-    check_device(out[n], label);
-    dtype_of_tensor(out[n], label);
-    for (int64_t d = 0; d < out[n].dim(); ++d)
-      STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label.text(),
-                      ": expected memory of its own for every ", "element, got an expanded tensor");
-  }
+  check_out(tensors, tasks, out);
   if (out.empty()) return;
   const std::vector<TensorColumn> columns = columns_of(tensors, tasks, "tensors", &out);
   check_weights(weights, tasks);

@@ -7,14 +7,18 @@
 
 namespace fastmtl {
 
-inline TensorColumn gradients_of(const OptionalTensors& grads) {
-  const int64_t tasks = grads.size();
-  STD_TORCH_CHECK(tasks <= cuda::kMaxTasks, "grads: expected at most ", cuda::kMaxTasks, " tensors, got ", tasks);
-  TensorColumn column = columns_of(grads, std::max<int64_t>(tasks, 1), "grads")[0];
-  STD_TORCH_CHECK(!column.empty(), "grads: expected at least one tensor, got none");
-  STD_TORCH_CHECK(column.like().scalar_type() != ScalarType::Double,
-                  "grads: expected float32, bfloat16 or float16, got float64");
+// As `column_of`, of a dtype that has kernels.
+inline TensorColumn narrow_column_of(const OptionalTensors& tensors, const char* name) {
+  TensorColumn column = column_of(tensors, name);
+  STD_TORCH_CHECK(column.like().scalar_type() != ScalarType::Double, name,
+                  ": expected float32, bfloat16 or float16, got float64");
   return column;
+}
+
+inline TensorColumn gradients_of(const OptionalTensors& grads) {
+  STD_TORCH_CHECK(grads.size() <= cuda::kMaxTasks, "grads: expected at most ", cuda::kMaxTasks, " tensors, got ",
+                  grads.size());
+  return narrow_column_of(grads, "grads");
 }
 
 inline Places places_of(const Tensor& total, const TensorColumn& column, bool by_sample) {

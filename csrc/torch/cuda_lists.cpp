@@ -182,17 +182,9 @@ std::vector<Tensor> weighted_sum_op(const OptionalTensors& tensors, int64_t task
 
 void weighted_sum_out_op(const OptionalTensors& tensors, int64_t tasks, const Tensor& weights,
                          const std::vector<Tensor>& out) {
-  STD_TORCH_CHECK(tasks >= 1 && tensors.size() == out.size() * tasks, "out: expected ",
-                  tensors.size() / std::max<int64_t>(tasks, 1), " tensors, got ", out.size());
+  check_out(tensors, tasks, out);
   check_tasks(tasks);
-  for (size_t n = 0; n < out.size(); ++n) {
-    const Label label("out", n);
-    check_device(out[n], label);
-    check_dtype(out[n], label);
-    for (int64_t d = 0; d < out[n].dim(); ++d)
-      STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label.text(),
-                      ": expected memory of its own for every ", "element, got an expanded tensor");
-  }
+  for (size_t n = 0; n < out.size(); ++n) check_dtype(out[n], Label("out", n));
   if (out.empty()) return;
   const std::vector<TensorColumn> columns = columns_of(tensors, tasks, "tensors", &out);
   check_weights(weights, tasks);

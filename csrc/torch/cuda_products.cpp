@@ -1,20 +1,11 @@
 // What the moments of layers are made of, beside torch's matrix products.
 #include "../kernels/cuda/products.h"
 #include "cuda_call.h"
-#include "cuda_places.h"
+#include "cuda_gradients.h"
 #include "statistics.h"
 
 namespace fastmtl {
 namespace {
-
-TensorColumn column_of(const OptionalTensors& tensors, const char* name) {
-  const int64_t count = tensors.size();
-  TensorColumn column = columns_of(tensors, std::max<int64_t>(count, 1), name)[0];
-  STD_TORCH_CHECK(!column.empty(), name, ": expected at least one tensor, got none");
-  STD_TORCH_CHECK(column.like().scalar_type() != ScalarType::Double, name,
-                  ": expected float32, bfloat16 or float16, got float64");
-  return column;
-}
 
 // In whose order of memory positions are walked over: that of a dense tensor, or of memory that is there for its order.
 Tensor leading_of(const TensorColumn& first, const TensorColumn& second) {
@@ -42,7 +33,7 @@ cuda::Side side_of(const TensorColumn& column, int64_t first, int64_t end, const
 }
 
 Tensor cross_gram_op(const OptionalTensors& left, const OptionalTensors& right) {
-  const TensorColumn rows = column_of(left, "left"), columns = column_of(right, "right");
+  const TensorColumn rows = narrow_column_of(left, "left"), columns = narrow_column_of(right, "right");
   STD_TORCH_CHECK(equal(rows.like().sizes(), columns.like().sizes()), "right: expected shape ",
                   text(rows.like().sizes()), ", got ", text(columns.like().sizes()));
   const Call call(rows.like());
@@ -73,7 +64,7 @@ Tensor cross_gram_op(const OptionalTensors& left, const OptionalTensors& right) 
 }
 
 Tensor sample_gram_op(const OptionalTensors& grads, const Tensor& weights) {
-  const TensorColumn column = column_of(grads, "grads");
+  const TensorColumn column = narrow_column_of(grads, "grads");
   const int64_t tasks = grads.size();
   STD_TORCH_CHECK(tasks <= cuda::kMaxTasks, "grads: expected at most ", cuda::kMaxTasks, " tensors, got ", tasks);
   STD_TORCH_CHECK(column.like().dim() >= 1, "grads: expected a batch dimension, got shape []");

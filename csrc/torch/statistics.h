@@ -38,4 +38,18 @@ inline void check_weights(const Tensor& weights, int64_t count) {
                   "weights: expected float32 or float64, got ", text(weights.scalar_type()));
 }
 
+// Where weighted sums go.
+inline void check_out(const OptionalTensors& tensors, int64_t tasks, const std::vector<Tensor>& out) {
+  STD_TORCH_CHECK(tasks >= 1 && tensors.size() == out.size() * tasks, "out: expected ",
+                  tensors.size() / std::max<int64_t>(tasks, 1), " tensors, got ", out.size());
+  for (size_t n = 0; n < out.size(); ++n) {
+    const Label label("out", n);
+    check_device(out[n], label);
+    dtype_of_tensor(out[n], label);
+    for (int64_t d = 0; d < out[n].dim(); ++d)
+      STD_TORCH_CHECK(out[n].stride(d) != 0 || out[n].size(d) <= 1, label.text(),
+                      ": expected memory of its own for every element, got an expanded tensor");
+  }
+}
+
 }  // namespace fastmtl

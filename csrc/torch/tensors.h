@@ -149,6 +149,14 @@ inline std::vector<TensorColumn> columns_of(const OptionalTensors& tensors, int6
   return columns;
 }
 
+// The tensors as one column; at least one is there.
+inline TensorColumn column_of(const OptionalTensors& tensors, const char* name) {
+  const int64_t count = tensors.size();
+  TensorColumn column = columns_of(tensors, std::max<int64_t>(count, 1), name)[0];
+  STD_TORCH_CHECK(!column.empty(), name, ": expected at least one tensor, got none");
+  return column;
+}
+
 // Calls with a value of the type that arithmetic with `tensor` uses.
 template <class Call>
 auto with_type(const Tensor& tensor, const Call& call) {

@@ -8,7 +8,7 @@ constexpr int kThreads = 128;
 // Positions that a thread takes at a time: single numbers as many as there would be in a group, for loads under way and
 // for short sums; with many pairs no more than four, for their registers.
 template <Dtype D, int Capacity, bool Vector>
-constexpr int kPositions = Vector && Capacity <= 7 ? kVector<D> : 4;
+static constexpr int kPositions = Vector && Capacity <= 7 ? kVector<D> : 4;
 
 // Every thread holds the sums of all pairs (i, j), j <= i. `Capacity`: tasks that there are registers for.
 template <Dtype D, int Capacity, bool Vector>
@@ -76,17 +76,7 @@ const char* run(const Device& device, ListStatistic& p) {
 }  // namespace
 
 const char* gram_few(const Device& device, ListStatistic& p) {
-  switch (p.columns.dtype) {
-    case Dtype::f32:
-      return run<Dtype::f32>(device, p);
-    case Dtype::bf16:
-      return run<Dtype::bf16>(device, p);
-    case Dtype::f16:
-      return run<Dtype::f16>(device, p);
-    case Dtype::f64:
-      break;
-  }
-  return "float64 has no kernel";
+  return with_dtype(p.columns.dtype, [&](auto constant) { return run<decltype(constant)::value>(device, p); });
 }
 
 }  // namespace fastmtl::cuda

@@ -5,9 +5,9 @@ namespace fastmtl::cuda {
 
 // Positions of a tile of 16 R rows: it is about as large for few tasks as for many.
 template <int R>
-constexpr int kTile = R == 1   ? 128
-                      : R == 2 ? 64
-                               : 32;
+static constexpr int kTile = R == 1   ? 128
+                             : R == 2 ? 64
+                                      : 32;
 
 template <int R>
 __global__ void __launch_bounds__(kTileThreads) gram_many_kernel(const __grid_constant__ ListStatistic p) {

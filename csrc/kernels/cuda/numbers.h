@@ -84,4 +84,26 @@ struct Packet {
   }
 };
 
+// A dtype as a type, for calls that need it when they are compiled.
+template <Dtype D>
+struct DtypeConstant {
+  static constexpr Dtype value = D;
+};
+
+// run(DtypeConstant<dtype>()), which gives null or what went wrong.
+template <class Run>
+const char* with_dtype(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::f32:
+      return run(DtypeConstant<Dtype::f32>());
+    case Dtype::bf16:
+      return run(DtypeConstant<Dtype::bf16>());
+    case Dtype::f16:
+      return run(DtypeConstant<Dtype::f16>());
+    case Dtype::f64:
+      break;
+  }
+  return "float64 has no kernel";
+}
+
 }  // namespace fastmtl::cuda

@@ -5,7 +5,7 @@ namespace fastmtl::cuda {
 
 // Positions of a tile of 16 R rows: it is about as large for few rows as for many.
 template <int R>
-constexpr int kTile = R == 1 ? 128 : 32;
+static constexpr int kTile = R == 1 ? 128 : 32;
 
 // A function of the row: where it has a position. Rows that are not there have none, and none has one outside.
 template <class Number>

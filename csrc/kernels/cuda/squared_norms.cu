@@ -7,9 +7,9 @@ constexpr int kThreads = 128;
 
 // Groups of V numbers that a thread reads together.
 template <int V>
-constexpr int kGroups = V == 1 ? 8 : 4;
+static constexpr int kGroups = V == 1 ? 8 : 4;
 template <int V>
-constexpr int kTile = kThreads * kGroups<V> * V;
+static constexpr int kTile = kThreads * kGroups<V> * V;
 
 // Every tensor is a stream of its own: a block takes a tile of one task at a time.
 template <Dtype D, int V>
@@ -77,17 +77,7 @@ const char* run(const Device& device, ListStatistic& p) {
 int64_t squared_norms_numbers(const Device& device, int tasks) { return 2 * most_blocks(device) * tasks; }
 
 const char* squared_norms(const Device& device, ListStatistic& p) {
-  switch (p.columns.dtype) {
-    case Dtype::f32:
-      return run<Dtype::f32>(device, p);
-    case Dtype::bf16:
-      return run<Dtype::bf16>(device, p);
-    case Dtype::f16:
-      return run<Dtype::f16>(device, p);
-    case Dtype::f64:
-      break;
-  }
-  return "float64 has no kernel";
+  return with_dtype(p.columns.dtype, [&](auto constant) { return run<decltype(constant)::value>(device, p); });
 }
 
 }  // namespace fastmtl::cuda

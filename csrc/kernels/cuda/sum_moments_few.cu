@@ -12,11 +12,11 @@ using Columns = float (*)[kThreads];
 
 // Samples that a thread takes at once, so that enough loads are under way.
 template <int Capacity, int V>
-constexpr int kAtOnce = (V == 1 ? 2 : 1) * (Capacity <= 4 ? 2 : 1);
+static constexpr int kAtOnce = (V == 1 ? 2 : 1) * (Capacity <= 4 ? 2 : 1);
 
 // Blocks that a multiprocessor shall hold at least: as many as registers allow, without spills.
 template <int Capacity>
-constexpr int kResident = Capacity <= 4 ? 4 : 2;
+static constexpr int kResident = Capacity <= 4 ? 4 : 2;
 
 // A thread's samples first, first + step, ... of V positions: the sum over tasks is written, and products and gradients
 // are added to q and sums [k * V + v]. Offsets are those of the positions.

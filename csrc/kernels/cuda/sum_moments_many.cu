@@ -10,12 +10,12 @@ constexpr int kThreads = kSide * kSide;
 
 // Positions of a tile: about 2048 numbers.
 template <int R>
-constexpr int kColumns = R == 1   ? 128
-                         : R == 2 ? 64
-                                  : 32;
+static constexpr int kColumns = R == 1   ? 128
+                                : R == 2 ? 64
+                                         : 32;
 // Numbers of a row in shared memory: threads of a warp then read 16 rows without conflicts.
 template <int R>
-constexpr int kRow = kColumns<R> + 4;
+static constexpr int kRow = kColumns<R> + 4;
 constexpr int kNumbers = 8;  // of a thread
 
 template <int R>

@@ -9,7 +9,7 @@ constexpr int kThreads = 128;
 // Groups of V positions that a thread takes at a time: single numbers need more loads under way, and long sums of
 // single numbers would round more.
 template <int V>
-constexpr int kGroups = V == 1 ? 4 : 1;
+static constexpr int kGroups = V == 1 ? 4 : 1;
 
 // Reads each gradient once and writes the sum once. `Capacity`: tasks that there are registers for; V numbers a thread.
 // At least one block a multiprocessor: where nothing is said the compiler saves registers for more, and spills in the
@@ -87,17 +87,7 @@ const char* run(const Device& device, bool vector, SumNorms& p) {
 int64_t sum_norms_numbers(const Device& device, int tasks) { return 2 * most_blocks(device) * tasks; }
 
 const char* sum_norms(const Device& device, Dtype dtype, bool vector, SumNorms& p) {
-  switch (dtype) {
-    case Dtype::f32:
-      return run<Dtype::f32>(device, vector, p);
-    case Dtype::bf16:
-      return run<Dtype::bf16>(device, vector, p);
-    case Dtype::f16:
-      return run<Dtype::f16>(device, vector, p);
-    case Dtype::f64:
-      break;
-  }
-  return "float64 has no kernel";
+  return with_dtype(dtype, [&](auto constant) { return run<decltype(constant)::value>(device, vector, p); });
 }
 
 }  // namespace fastmtl::cuda

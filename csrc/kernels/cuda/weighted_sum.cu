@@ -7,11 +7,11 @@ constexpr int kThreads = 128;
 
 // Groups of V positions that a thread takes at a time, and tasks whose loads are under way together.
 template <int V>
-constexpr int kGroups = V == 1 ? 4 : 1;
+static constexpr int kGroups = V == 1 ? 4 : 1;
 template <int V>
-constexpr int kAtOnce = V == 1 ? 4 : 8;
+static constexpr int kAtOnce = V == 1 ? 4 : 8;
 template <int V>
-constexpr int kTile = kThreads * kGroups<V> * V;
+static constexpr int kTile = kThreads * kGroups<V> * V;
 
 template <Dtype D, int V>
 __global__ void __launch_bounds__(kThreads) weighted_sum_kernel(const __grid_constant__ WeightedSum p) {
@@ -81,17 +81,7 @@ const char* run(const Device& device, WeightedSum& p) {
 }  // namespace
 
 const char* weighted_sum(const Device& device, WeightedSum& p) {
-  switch (p.columns.dtype) {
-    case Dtype::f32:
-      return run<Dtype::f32>(device, p);
-    case Dtype::bf16:
-      return run<Dtype::bf16>(device, p);
-    case Dtype::f16:
-      return run<Dtype::f16>(device, p);
-    case Dtype::f64:
-      break;
-  }
-  return "float64 has no kernel";
+  return with_dtype(p.columns.dtype, [&](auto constant) { return run<decltype(constant)::value>(device, p); });
 }
 
 }  // namespace fastmtl::cuda
