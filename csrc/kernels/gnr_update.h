@@ -42,12 +42,17 @@ struct GnrArguments {
 template <class Moment, class Team = TeamOfOne>
 class GnrUpdate {
  public:
+  using Index = typename Team::Index;
+
   FASTMTL_HD static int64_t workspace(int64_t tasks) {
     return MaxMin<Team>::workspace(tasks) + 6 * Team::stride(tasks);
   }
 
   FASTMTL_HD GnrUpdate(const GnrArguments<Moment>& arguments, const Team& team, double* memory)
-      : a_(arguments), team_(team), T_(arguments.tasks), solver_memory_(memory + 6 * Team::stride(T_)) {
+      : a_(arguments),
+        team_(team),
+        T_(static_cast<Index>(arguments.tasks)),
+        solver_memory_(memory + 6 * Team::stride(T_)) {
     for (double** vector : {&sound_, &numerators_, &second_, &rounding_, &order_, &blended_}) {
       *vector = memory;
       memory += Team::stride(T_);
@@ -61,7 +66,7 @@ class GnrUpdate {
       if (team_.rank() == 0) a_.counters[1] += 1;
       return;
     }
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) measure(k);
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < T_; k += team_.size()) measure(k);
     if (team_.rank() == 0) {
       a_.samples[0] = a_.batch * a_.accumulation;
       a_.counters[0] += 1;
@@ -79,29 +84,29 @@ class GnrUpdate {
 
   GnrArguments<Moment> a_;
   Team team_;
-  int64_t T_;
+  Index T_;
   double units_ = 1;
   double noise_left_ = 1;
   double *sound_, *numerators_, *second_, *rounding_, *order_, *blended_, *solver_memory_;
 
   FASTMTL_HD static bool isfinite_(double x) { return x - x == 0; }
 
-  FASTMTL_HD double message(int64_t i) const { return static_cast<double>(a_.message[i * a_.message_stride]); }
+  FASTMTL_HD double message(Index i) const { return static_cast<double>(a_.message[i * a_.message_stride]); }
   FASTMTL_HD double scale() const { return message(1); }
-  FASTMTL_HD double loss(int64_t k) const { return message(2 + k); }
-  FASTMTL_HD double used(int64_t k) const { return message(2 + T_ + k); }
-  FASTMTL_HD bool present(int64_t k) const { return message(2 + 2 * T_ + k) == 1; }
-  FASTMTL_HD bool no_gradient(int64_t k) const { return message(2 + 2 * T_ + k) == 2; }
+  FASTMTL_HD double loss(Index k) const { return message(2 + k); }
+  FASTMTL_HD double used(Index k) const { return message(2 + T_ + k); }
+  FASTMTL_HD bool present(Index k) const { return message(2 + 2 * T_ + k) == 1; }
+  FASTMTL_HD bool no_gradient(Index k) const { return message(2 + 2 * T_ + k) == 2; }
 
   FASTMTL_HD bool noise_measured() const { return a_.Q.data != nullptr && a_.batch > 1; }
-  FASTMTL_HD double unscaled(const GnrMatrix<Moment>& matrix, int64_t k, int64_t j) const {
+  FASTMTL_HD double unscaled(const GnrMatrix<Moment>& matrix, Index k, Index j) const {
     return matrix(k, j) / (units_ * used(k) * used(j));
   }
 
   FASTMTL_HD bool finite() {
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < T_; k += team_.size()) {
       bool sound = isfinite_(loss(k));
-      FASTMTL_ROLLED for (int64_t j = 0; j < T_; ++j) {
+      FASTMTL_ROLLED for (Index j = 0; j < T_; ++j) {
         if (!present(j)) continue;
         sound = sound && fabs(unscaled(a_.M, k, j)) <= kLargest;
         if (noise_measured()) sound = sound && fabs(unscaled(a_.Q, k, j)) <= kLargest;
@@ -112,23 +117,23 @@ class GnrUpdate {
     return all_sound(T_) && isfinite_(scale());
   }
 
-  FASTMTL_HD bool all_sound(int64_t rows) const {
+  FASTMTL_HD bool all_sound(Index rows) const {
     bool all = true;
-    FASTMTL_ROLLED for (int64_t k = 0; k < rows; ++k) all = all && sound_[k] != 0;
+    FASTMTL_ROLLED for (Index k = 0; k < rows; ++k) all = all && sound_[k] != 0;
     return all;
   }
 
   // Row k of the state.
-  FASTMTL_HD void measure(int64_t k) {
+  FASTMTL_HD void measure(Index k) {
     if (no_gradient(k)) a_.task_counters[T_ + k] += 1;
     if (!present(k)) return;
     const double batch = static_cast<double>(a_.batch);
-    FASTMTL_ROLLED for (int64_t j = 0; j < T_; ++j) {
+    FASTMTL_ROLLED for (Index j = 0; j < T_; ++j) {
       if (!present(j)) continue;
       const double M = unscaled(a_.M, k, j), Q = noise_measured() ? unscaled(a_.Q, k, j) : kUnknown;
       const double C = noise_measured() ? batch / (batch - 1) * (Q - M) : kUnknown;
       const double parts[] = {M - C / batch, C, M};
-      for (int64_t part = 0; part < 3; ++part) {
+      for (Index part = 0; part < 3; ++part) {
         double& average = a_.averages[(part * T_ + k) * T_ + j];
         average = a_.decay * average + (1 - a_.decay) * parts[part];
       }
@@ -140,19 +145,19 @@ class GnrUpdate {
   }
 
   // S, C or M (parts 0, 1, 2) without the bias of its start.
-  FASTMTL_HD double average(int64_t part, int64_t k, int64_t j) const {
+  FASTMTL_HD double average(Index part, Index k, Index j) const {
     return a_.averages[(part * T_ + k) * T_ + j] / a_.shares[k * T_ + j];
   }
   FASTMTL_HD bool without_noise() const { return a_.objective == GnrObjective::intertask || !noise_measured(); }
-  FASTMTL_HD double signal(int64_t k, int64_t j) const { return average(without_noise() ? 2 : 0, k, j); }
-  FASTMTL_HD double noise(int64_t k, int64_t j) const {
+  FASTMTL_HD double signal(Index k, Index j) const { return average(without_noise() ? 2 : 0, k, j); }
+  FASTMTL_HD double noise(Index k, Index j) const {
     if (without_noise() || rounding_[k] != 0 || rounding_[j] != 0) return 0;
     return average(1, k, j) / static_cast<double>(a_.batch) * noise_left_;
   }
-  FASTMTL_HD bool active(int64_t k) const { return present(k) && second_[k] > 0; }
+  FASTMTL_HD bool active(Index k) const { return present(k) && second_[k] > 0; }
 
   FASTMTL_HD void update_weights() {
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < T_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < T_; k += team_.size()) {
       if (!present(k)) continue;
       const double S = signal(k, k), C = average(1, k, k);
       rounding_[k] = C <= kRounding * (S + C);  // S + C is Q
@@ -160,14 +165,14 @@ class GnrUpdate {
     }
     team_.sync();
     if (team_.rank() == 0) {
-      int64_t next = 0;
-      FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) {
+      Index next = 0;
+      FASTMTL_ROLLED for (Index k = 0; k < T_; ++k) {
         if (active(k)) order_[next++] = static_cast<double>(k);
       }
     }
-    int64_t tasks = 0;
+    Index tasks = 0;
     double budget = static_cast<double>(T_);
-    FASTMTL_ROLLED for (int64_t k = 0; k < T_; ++k) {
+    FASTMTL_ROLLED for (Index k = 0; k < T_; ++k) {
       if (active(k)) {
         ++tasks;
       } else {
@@ -180,19 +185,19 @@ class GnrUpdate {
     MaxMin<Team> solver(team_, tasks, solver_memory_);
     if (!without_noise()) {
       noise_left_ = noise_left(solver, tasks);
-      FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
-        const int64_t k = task(row);
+      FASTMTL_ROLLED for (Index row = team_.rank(); row < tasks; row += team_.size()) {
+        const Index k = task(row);
         const double S = signal(k, k), alone = noise(k, k);
         numerators_[k] = fmax(a_.objective == GnrObjective::maxmin ? S : alone, a_.floor * (S + alone));
       }
       team_.sync();
     }
-    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) sound_[row] =
+    FASTMTL_ROLLED for (Index row = team_.rank(); row < tasks; row += team_.size()) sound_[row] =
         fill(solver, row, tasks);
     team_.sync();
     const double* v = solver.solve();
-    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
-      const int64_t k = task(row);
+    FASTMTL_ROLLED for (Index row = team_.rank(); row < tasks; row += team_.size()) {
+      const Index k = task(row);
       const double goal = log(v[row] / sqrt(numerators_[k]));
       blended_[row] = exp((1 - a_.step) * log(static_cast<double>(a_.weights[k])) + a_.step * goal);
       sound_[row] = sound_[row] != 0 && isfinite_(goal);
@@ -200,8 +205,8 @@ class GnrUpdate {
     team_.sync();
     if (!all_sound(tasks)) return;
     double sum = 0;
-    FASTMTL_ROLLED for (int64_t row = 0; row < tasks; ++row) sum += blended_[row];
-    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) {
+    FASTMTL_ROLLED for (Index row = 0; row < tasks; ++row) sum += blended_[row];
+    FASTMTL_ROLLED for (Index row = team_.rank(); row < tasks; row += team_.size()) {
       const float weight = static_cast<float>(blended_[row] * (budget / sum));
       a_.weights[task(row)] = weight < kTiniest ? kTiniest : weight;
     }
@@ -209,9 +214,9 @@ class GnrUpdate {
 
   // The share of a micro-batch's noise that is left in an update: 1 / accumulation, or more where S, whose own error
   // can be larger than that, would make the expected square of an update, S + share * noise, negative.
-  FASTMTL_HD double noise_left(MaxMin<Team>& solver, int64_t tasks) {
+  FASTMTL_HD double noise_left(MaxMin<Team>& solver, Index tasks) {
     if (a_.accumulation == 1) return 1;
-    FASTMTL_ROLLED for (int64_t row = team_.rank(); row < tasks; row += team_.size()) fill(solver, row, tasks);
+    FASTMTL_ROLLED for (Index row = team_.rank(); row < tasks; row += team_.size()) fill(solver, row, tasks);
     team_.sync();
     FASTMTL_ROLLED for (int step = 0; step < kShares - 1; ++step) {
       const double share = power(static_cast<double>(a_.accumulation), static_cast<double>(step) / (kShares - 1) - 1);
@@ -220,14 +225,14 @@ class GnrUpdate {
     return 1;
   }
 
-  FASTMTL_HD int64_t task(int64_t row) const { return static_cast<int64_t>(order_[row]); }
+  FASTMTL_HD Index task(Index row) const { return static_cast<Index>(order_[row]); }
 
   // Row of the solver's matrices: S and C / B in units of sqrt(num_k num_j). Whether all is finite.
-  FASTMTL_HD bool fill(MaxMin<Team>& solver, int64_t row, int64_t tasks) const {
-    const int64_t k = task(row);
+  FASTMTL_HD bool fill(MaxMin<Team>& solver, Index row, Index tasks) const {
+    const Index k = task(row);
     bool sound = true;
-    FASTMTL_ROLLED for (int64_t column = 0; column < tasks; ++column) {
-      const int64_t j = task(column);
+    FASTMTL_ROLLED for (Index column = 0; column < tasks; ++column) {
+      const Index j = task(column);
       const double scaling = 1 / sqrt(numerators_[k]) * (1 / sqrt(numerators_[j]));
       const double R = signal(k, j) * scaling, E = noise(k, j) * scaling;
       solver.R()[row * tasks + column] = R;

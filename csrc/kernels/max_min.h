@@ -24,10 +24,12 @@ constexpr double kLastStep = 3e-3;
 template <class Team>
 class MaxMin {
  public:
+  using Index = typename Team::Index;
+
   FASTMTL_HD static int64_t workspace(int64_t tasks) { return 6 * tasks * tasks + 16 * Team::stride(tasks); }
 
   // The caller fills R() and E(), row by row, syncs, and calls solve().
-  FASTMTL_HD MaxMin(const Team& team, int64_t tasks, double* memory) : team_(team), n_(tasks) {
+  FASTMTL_HD MaxMin(const Team& team, Index tasks, double* memory) : team_(team), n_(tasks) {
     for (double** matrix : {&R_, &E_, &G_, &q_, &H_, &convex_}) memory = take(matrix, memory, n_ * n_);
     for (double** vector :
          {&v_, &best_v_, &noise_, &z_, &s_, &pi_, &D_, &c_, &J1_, &y_, &x_, &root_, &ds_, &dpi_, &last_v_, &last_pi_})
@@ -39,7 +41,7 @@ class MaxMin {
 
   // Whether R + share * E is positive semidefinite, up to rounding.
   FASTMTL_HD bool semidefinite(double share) {
-    FASTMTL_ROLLED for (int64_t i = team_.rank(); i < n_ * n_; i += team_.size()) H_[i] =
+    FASTMTL_ROLLED for (Index i = team_.rank(); i < n_ * n_; i += team_.size()) H_[i] =
         R_[i] + share * E_[i] + (i % (n_ + 1) == 0 ? kRoundingOfUnits : 0);
     team_.sync();
     const bool result = factorise(H_, 0);
@@ -49,7 +51,7 @@ class MaxMin {
 
   // v, up to a factor, with mean 1.
   FASTMTL_HD const double* solve() {
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) {
       v_[k] = best_v_[k] = 1;
       pi_[k] = 1 / static_cast<double>(n_);
     }
@@ -68,46 +70,46 @@ class MaxMin {
 
  private:
   Team team_;
-  int64_t n_;
+  Index n_;
   double *R_, *E_, *G_, *q_, *H_, *convex_;
   double *v_, *best_v_, *noise_, *z_, *s_, *pi_, *D_, *c_, *J1_, *y_, *x_, *root_, *ds_, *dpi_, *last_v_, *last_pi_;
   double worst_ = 0, best_ = 0, sigma_ = 0, reach_ = 0, mu_ = 0, dsigma_ = 0;
 
-  FASTMTL_HD static double* take(double** part, double* memory, int64_t size) {
+  FASTMTL_HD static double* take(double** part, double* memory, Index size) {
     *part = memory;
     return memory + size;
   }
 
   FASTMTL_HD double largest(const double* x) const {
     double result = x[0];
-    FASTMTL_ROLLED for (int64_t k = 1; k < n_; ++k) result = x[k] > result || x[k] != x[k] ? x[k] : result;
+    FASTMTL_ROLLED for (Index k = 1; k < n_; ++k) result = x[k] > result || x[k] != x[k] ? x[k] : result;
     return result;
   }
 
   FASTMTL_HD double sum(const double* x) const {
     double result = 0;
-    FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) result += x[k];
+    FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) result += x[k];
     return result;
   }
 
   FASTMTL_HD double dot(const double* x, const double* y) const {
     double result = 0;
-    FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) result += x[k] * y[k];
+    FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) result += x[k] * y[k];
     return result;
   }
 
   // G (column k is A_k v), the noises v' A_k v, and z.
   FASTMTL_HD void evaluate() {
-    FASTMTL_ROLLED for (int64_t i = team_.rank(); i < n_; i += team_.size()) {
+    FASTMTL_ROLLED for (Index i = team_.rank(); i < n_; i += team_.size()) {
       const double* R = R_ + i * n_;
       const double noise = dot(E_ + i * n_, v_), total = dot(R, v_) + noise;
-      FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) G_[i * n_ + k] = total - R[k] * v_[k];
+      FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) G_[i * n_ + k] = total - R[k] * v_[k];
       G_[i * n_ + i] = noise;
     }
     team_.sync();
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) {
       double noise = 0;
-      FASTMTL_ROLLED for (int64_t i = 0; i < n_; ++i) noise += v_[i] * G_[i * n_ + k];
+      FASTMTL_ROLLED for (Index i = 0; i < n_; ++i) noise += v_[i] * G_[i * n_ + k];
       noise_[k] = fmax(noise, kSmallestNoise * v_[k] * v_[k]);
       z_[k] = log(noise_[k]) - 2 * log(v_[k]);
     }
@@ -117,7 +119,7 @@ class MaxMin {
   // Newton's step of the barrier problem: x = d log v, dsigma, ds, dpi.
   FASTMTL_HD bool direction() {
     const double tasks = static_cast<double>(n_);
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) {
       s_[k] = sigma_ - z_[k];
       D_[k] = pi_[k] / s_[k];
       c_[k] = pi_[k] / noise_[k];
@@ -126,11 +128,11 @@ class MaxMin {
     mu_ = fmax(0.2 * dot(pi_, s_), 1e-5) / tasks;
     const double sum_D = sum(D_), sum_c = sum(c_);
     double hs = -1;
-    FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) hs += mu_ / s_[k];
+    FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) hs += mu_ / s_[k];
     hs /= sum_D;
-    FASTMTL_ROLLED for (int64_t i = team_.rank(); i < n_; i += team_.size()) {
+    FASTMTL_ROLLED for (Index i = team_.rank(); i < n_; i += team_.size()) {
       double J1 = -2 * D_[i], gh = -2 * mu_ / s_[i];
-      FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) {
+      FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) {
         const double q = v_[i] * G_[i * n_ + k] / noise_[k];
         q_[i * n_ + k] = q;
         J1 += 2 * q * D_[k];
@@ -140,14 +142,14 @@ class MaxMin {
       y_[i] = J1 * hs - gh;
     }
     team_.sync();
-    FASTMTL_ROLLED for (int64_t i = team_.rank(); i < n_; i += team_.size()) hessian_row(i, sum_D, sum_c);
+    FASTMTL_ROLLED for (Index i = team_.rank(); i < n_; i += team_.size()) hessian_row(i, sum_D, sum_c);
     team_.sync();
     double scale = 0;
-    FASTMTL_ROLLED for (int64_t i = 0; i < n_; ++i) scale += convex_[i * n_ + i];
+    FASTMTL_ROLLED for (Index i = 0; i < n_; ++i) scale += convex_[i * n_ + i];
     scale /= tasks;
     team_.sync();  // all have read the diagonal
-    FASTMTL_ROLLED for (int64_t i = team_.rank(); i < n_; i += team_.size()) {
-      FASTMTL_ROLLED for (int64_t j = 0; j <= i; ++j) {
+    FASTMTL_ROLLED for (Index i = team_.rank(); i < n_; i += team_.size()) {
+      FASTMTL_ROLLED for (Index j = 0; j <= i; ++j) {
         const double fixed =
             scale * (i == j ? 1 + 1e-12 : 1);  // along v the ratios do not change: fixes the scale of v
         H_[i * n_ + j] += fixed;
@@ -164,12 +166,12 @@ class MaxMin {
 
     const double along = dot(v_, x_) / sum(v_);
     team_.sync();  // all have read x
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) x_[k] -= along;
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) x_[k] -= along;
     team_.sync();
     dsigma_ = hs + dot(J1_, x_) / sum_D;
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) {
       double gx = -2 * x_[k];
-      FASTMTL_ROLLED for (int64_t i = 0; i < n_; ++i) gx += 2 * q_[i * n_ + k] * x_[i];
+      FASTMTL_ROLLED for (Index i = 0; i < n_; ++i) gx += 2 * q_[i * n_ + k] * x_[i];
       ds_[k] = dsigma_ - gx;
       dpi_[k] = mu_ / s_[k] - pi_[k] - D_[k] * ds_[k];
     }
@@ -178,12 +180,12 @@ class MaxMin {
   }
 
   // The lower triangles of the Hessian of the Lagrangian, and of its part that is convex where all A_k are.
-  FASTMTL_HD void hessian_row(int64_t i, double sum_D, double sum_c) {
+  FASTMTL_HD void hessian_row(Index i, double sum_D, double sum_c) {
     const double* qi = q_ + i * n_;
-    FASTMTL_ROLLED for (int64_t j = 0; j <= i; ++j) {
+    FASTMTL_ROLLED for (Index j = 0; j <= i; ++j) {
       const double* qj = q_ + j * n_;
       double qDq = 0, qpiq = 0;
-      FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) {
+      FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) {
         const double qq = qi[k] * qj[k];
         qDq += qq * D_[k];
         qpiq += qq * pi_[k];
@@ -206,17 +208,17 @@ class MaxMin {
 
   // Cholesky below the diagonal, whose roots go to root_; the diagonal itself stays. False: a pivot is too small.
   FASTMTL_HD bool factorise(double* A, double smallest_pivot) {
-    FASTMTL_ROLLED for (int64_t j = 0; j < n_; ++j) {
+    FASTMTL_ROLLED for (Index j = 0; j < n_; ++j) {
       const double* Lj = A + j * n_;
       double pivot = Lj[j];
-      for (int64_t k = 0; k < j; ++k) pivot -= Lj[k] * Lj[k];
+      for (Index k = 0; k < j; ++k) pivot -= Lj[k] * Lj[k];
       if (!(pivot > smallest_pivot * Lj[j] && pivot > 0)) return false;
       const double root = sqrt(pivot);
       if (team_.rank() == 0) root_[j] = root;
-      FASTMTL_ROLLED for (int64_t i = j + 1 + team_.rank(); i < n_; i += team_.size()) {
+      FASTMTL_ROLLED for (Index i = j + 1 + team_.rank(); i < n_; i += team_.size()) {
         double* Li = A + i * n_;
         double value = Li[j];
-        for (int64_t k = 0; k < j; ++k) value -= Li[k] * Lj[k];
+        for (Index k = 0; k < j; ++k) value -= Li[k] * Lj[k];
         Li[j] = value / root;
       }
       team_.sync();
@@ -226,18 +228,18 @@ class MaxMin {
 
   // L L' x = y; y is used up.
   FASTMTL_HD void substitute(const double* L) {
-    FASTMTL_ROLLED for (int64_t j = 0; j < n_; ++j) {
+    FASTMTL_ROLLED for (Index j = 0; j < n_; ++j) {
       const double value = y_[j] / root_[j];
       if (team_.rank() == 0) x_[j] = value;
-      FASTMTL_ROLLED for (int64_t i = j + 1 + team_.rank(); i < n_; i += team_.size()) y_[i] -= L[i * n_ + j] * value;
+      FASTMTL_ROLLED for (Index i = j + 1 + team_.rank(); i < n_; i += team_.size()) y_[i] -= L[i * n_ + j] * value;
       team_.sync();
     }
-    FASTMTL_ROLLED for (int64_t i = team_.rank(); i < n_; i += team_.size()) y_[i] = x_[i];
+    FASTMTL_ROLLED for (Index i = team_.rank(); i < n_; i += team_.size()) y_[i] = x_[i];
     team_.sync();
-    FASTMTL_ROLLED for (int64_t j = n_ - 1; j >= 0; --j) {
+    FASTMTL_ROLLED for (Index j = n_ - 1; j >= 0; --j) {
       const double value = y_[j] / root_[j];
       if (team_.rank() == 0) x_[j] = value;
-      FASTMTL_ROLLED for (int64_t i = team_.rank(); i < j; i += team_.size()) y_[i] -= L[j * n_ + i] * value;
+      FASTMTL_ROLLED for (Index i = team_.rank(); i < j; i += team_.size()) y_[i] -= L[j * n_ + i] * value;
       team_.sync();
     }
   }
@@ -245,7 +247,7 @@ class MaxMin {
   // Whether it has converged.
   FASTMTL_HD bool advance() {
     double farthest = 0, primal = 1, dual = 1;  // the last two as reciprocals
-    FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) {
+    FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) {
       farthest = fmax(farthest, fabs(x_[k]));
       primal = fmax(primal, fmax(-x_[k] / 0.8, -ds_[k] / s_[k] / 0.9));
       dual = fmax(dual, -dpi_[k] / pi_[k] / 0.9);
@@ -253,12 +255,12 @@ class MaxMin {
     primal = 1 / fmax(primal, farthest / reach_);
     dual = 1 / dual;
     double sum_v = 0, sum_pi = 0;
-    FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) {
+    FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) {
       sum_v += v_[k] * (1 + primal * x_[k]);
       sum_pi += pi_[k] + dual * dpi_[k];
     }
     team_.sync();  // all have read v and pi
-    FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+    FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) {
       last_v_[k] = v_[k];
       last_pi_[k] = pi_[k];
       v_[k] = v_[k] * (1 + primal * x_[k]) / (sum_v / static_cast<double>(n_));
@@ -271,7 +273,7 @@ class MaxMin {
     // problems in a thousand cycle.
     reach_ = fmin(reached > worst_ + 0.01 ? primal * farthest / 3 : 2 * reach_, kFarthest);
     if (reached > worst_ + 0.3) {
-      FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) {
+      FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) {
         v_[k] = last_v_[k];
         pi_[k] = last_pi_[k];
       }
@@ -281,11 +283,11 @@ class MaxMin {
     }
     worst_ = reached;
     double expected = 0;
-    FASTMTL_ROLLED for (int64_t k = 0; k < n_; ++k) expected += pi_[k] * (s_[k] + primal * ds_[k]);
+    FASTMTL_ROLLED for (Index k = 0; k < n_; ++k) expected += pi_[k] * (s_[k] + primal * ds_[k]);
     sigma_ = fmax(sigma_ + primal * dsigma_, worst_ + 0.1 * expected);
     if (worst_ < best_) {
       best_ = worst_;
-      FASTMTL_ROLLED for (int64_t k = team_.rank(); k < n_; k += team_.size()) best_v_[k] = v_[k];
+      FASTMTL_ROLLED for (Index k = team_.rank(); k < n_; k += team_.size()) best_v_[k] = v_[k];
     }
     team_.sync();  // all have read s and ds
     return primal == 1 && farthest <= kLastStep && expected <= kGap;

@@ -21,11 +21,12 @@
 namespace fastmtl {
 
 struct TeamOfOne {
-  FASTMTL_HD int64_t rank() const { return 0; }
-  FASTMTL_HD int64_t size() const { return 1; }
+  using Index = int64_t;  // of tasks, and of a few matrices of them
+  FASTMTL_HD Index rank() const { return 0; }
+  FASTMTL_HD Index size() const { return 1; }
   FASTMTL_HD void sync() const {}
   // From one vector of a number for each task to the next. A GPU's is constant: one register then leads to all.
-  FASTMTL_HD static constexpr int64_t stride(int64_t tasks) { return tasks; }
+  FASTMTL_HD static constexpr Index stride(Index tasks) { return tasks; }
 };
 
 }  // namespace fastmtl

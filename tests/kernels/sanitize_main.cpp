@@ -131,12 +131,13 @@ struct Meeting {
 };
 
 struct TeamOfThreads {
+  using Index = int;  // as a GPU's block has it
   int64_t mine;
   Meeting* meeting;
-  int64_t rank() const { return mine; }
-  int64_t size() const { return meeting->size; }
+  Index rank() const { return static_cast<Index>(mine); }
+  Index size() const { return static_cast<Index>(meeting->size); }
   void sync() const { meeting->wait(); }
-  static constexpr int64_t stride(int64_t tasks) { return tasks; }
+  static constexpr Index stride(Index tasks) { return tasks; }
 };
 
 template <class Moment>

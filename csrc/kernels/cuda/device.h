@@ -21,10 +21,11 @@ constexpr int kMaxTasks = 64;
 
 // All threads of a block, as the team that an update of the weights is made by.
 struct BlockTeam {
-  __device__ int64_t rank() const { return threadIdx.x; }
-  __device__ int64_t size() const { return blockDim.x; }
+  using Index = int;  // one register, where 64 bits take two
+  __device__ Index rank() const { return static_cast<Index>(threadIdx.x); }
+  __device__ Index size() const { return static_cast<Index>(blockDim.x); }
   __device__ void sync() const { __syncthreads(); }
-  FASTMTL_HD static constexpr int64_t stride(int64_t) { return kMaxTasks; }
+  FASTMTL_HD static constexpr Index stride(Index) { return kMaxTasks; }
 };
 
 }  // namespace fastmtl::cuda
