@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> run_sum_moments(const OptionalTensors& grads,
   problem.present = fill_places(column, places, 1, problem.grads);
   problem.step = step;
   problem.update = arguments(GnrMatrix<float>{problem.M, tasks, 1}, GnrMatrix<float>{problem.Q, tasks, 1});
-  const cuda::MomentsKernel kernel = cuda::moments_kernel(problem.vector, problem.tasks);
+  const cuda::MomentsKernel kernel = cuda::moments_kernel(problem.vector, problem.dtype, problem.tasks);
   const Workspace workspace = workspace_for(call, total, cuda::plan(call.device(), kernel, problem));
   check_launch(cuda::sum_moments(call.device(), kernel, workspace.numbers, workspace.tickets, problem), "sum_moments");
   return {total, M, Q};

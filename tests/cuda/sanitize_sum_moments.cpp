@@ -91,7 +91,7 @@ void run(const Case& c, Dtype dtype) {
     problem.grads[k] = grads[k].place;
   }
   const Device device{c.processors, nullptr};
-  const cuda::MomentsKernel kernel = cuda::moments_kernel(problem.vector, tasks);
+  const cuda::MomentsKernel kernel = cuda::moments_kernel(problem.vector, problem.dtype, tasks);
   const Finishing finishing(cuda::plan(device, kernel, problem));
   const int blocks = problem.finish.blocks * problem.splits();
   check(blocks, c.blocks, 0, layout.name);

@@ -5,15 +5,14 @@ namespace fastmtl::cuda {
 
 constexpr int kThreads = 128;
 
-// Positions that a thread takes at a time: single numbers as many as there would be in a group, for loads under way and
-// for short sums; with many pairs no more than four, for their registers.
-template <Dtype D, int Capacity, bool Vector>
-static constexpr int kPositions = Vector && Capacity <= 7 ? kVector<D> : 4;
+// Positions that a thread takes at a time: of single numbers several, for loads under way and for short sums.
+template <Dtype D, bool Vector>
+static constexpr int kPositions = Vector ? kVector<D> : 4;
 
 // Every thread holds the sums of all pairs (i, j), j <= i. `Capacity`: tasks that there are registers for.
 template <Dtype D, int Capacity, bool Vector>
 __global__ void __launch_bounds__(kThreads) gram_few_kernel(const __grid_constant__ ListStatistic p) {
-  constexpr int N = kPositions<D, Capacity, Vector>, V = Vector ? N : 1, kPairs = Capacity * (Capacity + 1) / 2;
+  constexpr int N = kPositions<D, Vector>, V = Vector ? N : 1, kPairs = Capacity * (Capacity + 1) / 2;
   const int tasks = p.columns.tasks;
   float sums[kPairs] = {};
   const int64_t tiles = p.columns.ends[p.columns.count - 1];
@@ -58,7 +57,7 @@ namespace {
 template <Dtype D, int Capacity, bool Vector>
 const char* run(const Device& device, ListStatistic& p) {
   const auto kernel = &gram_few_kernel<D, Capacity, Vector>;
-  const int64_t tiles = count_tiles(p.columns, kThreads * kPositions<D, Capacity, Vector>);
+  const int64_t tiles = count_tiles(p.columns, kThreads * kPositions<D, Vector>);
   p.finish.blocks = blocks_for(device, reinterpret_cast<const void*>(kernel), kThreads, tiles);
   p.finish.group = group_of(p.finish.blocks);
   return launch(device, kernel, p.finish.blocks, kThreads, p);

@@ -53,13 +53,13 @@ struct MomentsKernel {
   bool lanes;         // whether a block can take several samples at once
 };
 
-MomentsKernel moments_of_few(bool vector, int tasks);
+MomentsKernel moments_of_few(bool vector, Dtype dtype, int tasks);
 MomentsKernel moments_of_many(int tasks);
 
 constexpr int kFewTasks = 10;
 
-inline MomentsKernel moments_kernel(bool vector, int tasks) {
-  return tasks <= kFewTasks ? moments_of_few(vector, tasks) : moments_of_many(tasks);
+inline MomentsKernel moments_kernel(bool vector, Dtype dtype, int tasks) {
+  return tasks <= kFewTasks ? moments_of_few(vector, dtype, tasks) : moments_of_many(tasks);
 }
 
 // Shares out the work of what is in `problem` so far; how many numbers of workspace that takes.

@@ -14,6 +14,14 @@ using Columns = float (*)[kThreads];
 template <int Capacity, int V>
 static constexpr int kAtOnce = (V == 1 ? 2 : 1) * (Capacity <= 4 ? 2 : 1);
 
+// Tasks up to which a thread takes 16 bytes of every dtype at once. For more the sums of twice as many positions would
+// spill: four numbers are 8 bytes of those of 16 bits.
+constexpr int kWideTasks = 8;
+
+// Whether a kernel takes that dtype.
+template <Dtype D, int Capacity, int V>
+static constexpr bool kHas = V == 1 || Capacity > kWideTasks || V == kVector<D>;
+
 // Blocks that a multiprocessor shall hold at least: as many as registers allow, without spills.
 template <int Capacity>
 static constexpr int kResident = Capacity <= 4 ? 4 : 2;
@@ -150,12 +158,17 @@ __global__ void __launch_bounds__(kThreads, kResident<Capacity>)
 #pragma unroll
     for (int k = 0; k < Capacity; ++k) offsets[k] = offset_of(p.grads[k], p.positions, position);
     const int64_t total_offset = offset_of(p.total, p.positions, position);
-    if (p.dtype == Dtype::f32) {
-      sum_samples<Dtype::f32, Capacity, V>(p, offsets, total_offset, start, last, rows, q, sums);
-    } else if (p.dtype == Dtype::bf16) {
-      sum_samples<Dtype::bf16, Capacity, V>(p, offsets, total_offset, start, last, rows, q, sums);
-    } else {
-      sum_samples<Dtype::f16, Capacity, V>(p, offsets, total_offset, start, last, rows, q, sums);
+    if constexpr (kHas<Dtype::f32, Capacity, V>) {
+      if (p.dtype == Dtype::f32)
+        sum_samples<Dtype::f32, Capacity, V>(p, offsets, total_offset, start, last, rows, q, sums);
+    }
+    if constexpr (kHas<Dtype::bf16, Capacity, V>) {
+      if (p.dtype == Dtype::bf16)
+        sum_samples<Dtype::bf16, Capacity, V>(p, offsets, total_offset, start, last, rows, q, sums);
+    }
+    if constexpr (kHas<Dtype::f16, Capacity, V>) {
+      if (p.dtype == Dtype::f16)
+        sum_samples<Dtype::f16, Capacity, V>(p, offsets, total_offset, start, last, rows, q, sums);
     }
     if (splits == 1) add_products<Capacity, V>(sums, m);
   }
@@ -197,12 +210,12 @@ MomentsKernel made(int tasks) {
 
 }  // namespace
 
-// Few kernels, as each is compiled for many GPUs. Four positions a thread, of 16 bits as well: twice as many would take
-// the registers that let more samples or more blocks be under way.
-MomentsKernel moments_of_few(bool vector, int tasks) {
+// Few kernels, as each is compiled for many GPUs.
+MomentsKernel moments_of_few(bool vector, Dtype dtype, int tasks) {
   if (!vector) return tasks <= 4 ? made<4, 1>(tasks) : made<10, 1>(tasks);
-  if (tasks <= 4) return made<4, 4>(tasks);
-  return tasks <= 8 ? made<8, 4>(tasks) : made<10, 4>(tasks);
+  if (tasks > kWideTasks) return made<10, 4>(tasks);
+  if (dtype == Dtype::f32) return tasks <= 4 ? made<4, 4>(tasks) : made<8, 4>(tasks);
+  return tasks <= 4 ? made<4, 8>(tasks) : made<8, 8>(tasks);
 }
 
 }  // namespace fastmtl::cuda
