@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard $(foreach name,csrc/*/* csrc/*/*/* tests/*/* benchmarks/*,$(name).h $(name).cpp $(name).cu))
 
-.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases cuda-report wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -53,12 +53,10 @@ bench-layers: $(VENV)/.test
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
-# Registers, spills, occupancy and compile times of the Triton kernels, for five GPUs; none is needed.
+# What the compilers make of the Triton kernels and then of the CUDA kernels: registers, spills, occupancy, wide loads, for
+# five GPUs and for six; none is needed.
 gpu-report: $(VENV)/.test
 	$(BIN)/python -m tests.gpu.report $(ARGS)
-
-# What nvcc makes of the CUDA kernels: registers, spills, occupancy, wide loads, for four GPUs; none is needed.
-cuda-report: $(VENV)/.test
 	$(BIN)/python -m tests.cuda.report $(ARGS)
 
 # Every case of the Triton kernels by both executors, with more orders of programs; `make test` takes a part, by a rule.

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tests.cuda.hosting import BUILD, KERNELS, alone, newest
 from tests.cuda.nvcc_ptx import nvcc, ptx_of
-from tests.gpu import report as triton_report
+from tests.gpu import machines
 from tests.gpu.launches import TOOLS
-from tests.gpu.report import Machine, print_table, resident
+from tests.gpu.machines import Machine
+from tests.gpu.report import print_table
 
-MACHINES = tuple(machine for machine in triton_report.MACHINES if machine.target.startswith("sm_"))
+MACHINES = (machines.A100, machines.A40, machines.L40S, machines.H100, machines.B200, machines.RTX_5090)
 DTYPES = ("f32", "f64", "bf16", "f16")  # as csrc/kernels/dtype.h numbers them
 
 
@@ -43,7 +44,7 @@ class Line:
     @property
     def resident(self) -> int:
         """Blocks that a processor holds at once."""
-        return resident(self.machine, self.registers, self.warps, self.shared)
+        return self.machine.resident(self.registers, self.warps, self.shared)
 
     @property
     def occupancy(self) -> float:

@@ -19,33 +19,12 @@ from fastmtl.backends import triton as backend
 from fastmtl.backends.triton import chips, configs
 from fastmtl.ops.gnr import gnr_state
 from fastmtl.ops.gradnorm import gradnorm_state
+from tests.gpu import machines
 from tests.gpu.launches import TARGETS, Launch, tickets_in_order, usage
+from tests.gpu.machines import RESERVED, Machine
 from tests.gpu.recording import recorded
 
-
-@dataclass(frozen=True)
-class Machine:
-    """A chip, what is compiled for it, and the shared memory of one of its processors in bytes."""
-
-    chip: chips.Chip
-    target: str
-    shared: int
-
-
-MACHINES = (
-    Machine(chips.A100, "sm_80", 164 << 10),
-    Machine(chips.H100, "sm_90", 228 << 10),
-    Machine(chips.B200, "sm_100", 228 << 10),
-    Machine(chips.RTX_5090, "sm_120", 100 << 10),
-    Machine(chips.MI300X, "gfx942", 64 << 10),
-)
-RESERVED = 1024  # shared memory of each program that CUDA keeps for itself
-
-
-def resident(machine: Machine, registers: int, warps: int, shared: int) -> int:
-    """Programs that a processor holds at once."""
-    by_shared = machine.shared // max(1, shared + RESERVED)
-    return min(configs.resident(machine.chip, -(-registers // 8) * 8, warps), by_shared)
+MACHINES = (machines.A100, machines.H100, machines.B200, machines.RTX_5090, machines.MI300X)
 
 
 @dataclass(frozen=True)
@@ -219,7 +198,7 @@ class Line:
 
     @property
     def resident(self) -> int:
-        return resident(self.machine, self.registers, self.warps, self.shared)
+        return self.machine.resident(self.registers, self.warps, self.shared)
 
     @property
     def programs(self) -> int:
@@ -231,14 +210,16 @@ class Line:
     def cells(self) -> tuple[str, ...]:
         expected = "" if self.expected_registers is None else f" ({self.expected_registers})"
         dtype = str(self.subject.dtype).removeprefix("torch.")
-        numbers = (f"{self.registers}{expected}", self.shared, self.spills, self.resident, self.programs)
-        names = (self.launch.name, self.subject.name, self.subject.tasks, dtype, self.machine.target)
-        return tuple(map(str, (*names, *numbers, f"{self.seconds:.1f}")))
+        occupancy = f"{self.resident * self.warps / self.machine.chip.warps:.0%}"
+        numbers = (f"{self.registers}{expected}", self.spills, self.shared, self.resident, occupancy)
+        names = (self.launch.name, self.subject.name, self.subject.tasks, dtype, self.machine.target, self.warps)
+        loads = (self.wide_loads, self.wide_stores)
+        return tuple(map(str, (*names, *numbers, *loads, self.programs, f"{self.seconds:.1f}")))
 
 
 HEAD = (
-    *("kernel", "call", "T", "dtype", "target", "registers (expected)", "shared", "spills", "resident", "programs"),
-    "seconds",
+    *("kernel", "call", "T", "dtype", "target", "warps", "registers (expected)", "spills", "shared", "resident"),
+    *("occupancy", "16-byte loads", "16-byte stores", "programs", "seconds"),
 )
 
 _WIDE = r"\.(v4\.b32|v2\.b64|v8\.b32|v4\.b64)"
