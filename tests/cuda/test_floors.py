@@ -56,6 +56,11 @@ def _pairs(tasks: int) -> int:
     return tasks * (tasks + 1) // 2
 
 
+def _diagonal(tasks: int) -> int:
+    """Results that are written twice where a thread writes a pair's in both halves."""
+    return tasks
+
+
 @pytest.mark.parametrize(("tasks", "shape", "dtype"), CASES, ids=str)
 def test_sum_norms(tasks, shape, dtype):
     grads = _grads(tasks, shape, dtype)
@@ -85,7 +90,7 @@ def test_sum_moments_of_many_tasks():
         backend.sum_moments(grads)
     size = grads[0].numel() * 4
     read, written, _ = _finish(run.launches[0].blocks, 2 * pairs * THREADS_OF_MANY)
-    results = 2 * (tasks**2 + tasks) * NUMBER  # the diagonals are written with both halves
+    results = 2 * (tasks**2 + _diagonal(tasks)) * NUMBER
     assert _bytes(run) == (tasks * size + read, size + written + results)
 
 
@@ -114,3 +119,73 @@ def test_a_missing_gradient_is_not_read():
     size = grads[0].numel() * 4
     read, written, _ = _finish(run.launches[0].blocks, 2 * _pairs(3))
     assert _bytes(run) == (2 * size + read, size + written + 2 * 9 * NUMBER)
+
+
+# Lists of two tensors for each task.
+LISTS = [
+    (1, (2048, 96), torch.float32),
+    (3, (1001, 30), torch.float32),
+    (3, (5000, 96), torch.bfloat16),
+    (9, (2048, 640), torch.float16),
+    (20, (520, 96), torch.bfloat16),
+]
+lists = pytest.mark.parametrize(("tasks", "lengths", "dtype"), LISTS, ids=str)
+
+
+def _tensors(tasks: int, lengths: tuple[int, ...], dtype: torch.dtype) -> list[Tensor | None]:
+    return [torch.randn(length).to(dtype) for _ in range(tasks) for length in lengths]
+
+
+@lists
+def test_gram(tasks, lengths, dtype):
+    with executed_as_nvcc_ptx() as run:
+        backend.gram(_tensors(tasks, lengths, dtype), tasks)
+    width = _pairs(tasks) if tasks <= 10 else _pairs(-(-tasks // 16)) * THREADS_OF_MANY
+    read, written, atomics = _finish(run.launches[0].blocks, width)
+    both = 0 if tasks <= 10 else _diagonal(tasks)
+    assert run.total("atomics") == atomics
+    assert _bytes(run) == (tasks * sum(lengths) * dtype.itemsize + read, written + (tasks**2 + both) * NUMBER)
+
+
+@lists
+def test_squared_norms(tasks, lengths, dtype):
+    with executed_as_nvcc_ptx() as run:
+        backend.squared_norms(_tensors(tasks, lengths, dtype), tasks)
+    read, written, atomics = _finish(run.launches[0].blocks, tasks)
+    assert run.total("atomics") == atomics
+    assert _bytes(run) == (tasks * sum(lengths) * dtype.itemsize + read, written + tasks * NUMBER)
+
+
+@lists
+def test_weighted_sum(tasks, lengths, dtype):
+    with executed_as_nvcc_ptx() as run:
+        backend.weighted_sum(_tensors(tasks, lengths, dtype), tasks, torch.rand(tasks))
+    size = sum(lengths) * dtype.itemsize
+    weights = run.launches[0].blocks * tasks * NUMBER  # each block reads them
+    assert run.total("atomics") == 0
+    assert _bytes(run) == (tasks * size + weights, size)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (10, 40), (20, 24)])
+def test_cross_gram(rows, columns):
+    shape = (7, 300)
+    with executed_as_nvcc_ptx() as run:
+        backend.cross_gram(_grads(rows, shape, torch.float32), _grads(columns, shape, torch.bfloat16))
+    tiles = (1 if rows <= 16 else 3) * (1 if columns <= 16 else 3)
+    read, written, atomics = _finish(run.launches[0].blocks, tiles * THREADS_OF_MANY)
+    assert run.total("atomics") == atomics
+    assert _bytes(run) == (2100 * (rows * 4 + columns * 2) + read, written + rows * columns * NUMBER)
+
+
+@pytest.mark.parametrize(("tasks", "dtype"), [(3, torch.float32), (20, torch.bfloat16)])
+def test_sample_gram(tasks, dtype):
+    """A sample's weight is read for each of its positions, by the blocks that have them."""
+    shape = (7, 300)
+    with executed_as_nvcc_ptx() as run:
+        backend.sample_gram(_grads(tasks, shape, dtype), torch.rand(7))
+    width = _pairs(1 if tasks <= 16 else 4) * THREADS_OF_MANY
+    read, written, _ = _finish(run.launches[0].blocks, width)
+    assert _bytes(run) == (
+        2100 * (tasks * dtype.itemsize + NUMBER) + read,
+        written + (tasks**2 + _diagonal(tasks)) * NUMBER,
+    )
