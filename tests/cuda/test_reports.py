@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import re
 from pathlib import Path
 
 import pytest
@@ -22,40 +21,61 @@ BUDGETS = {
     "sum_norms_kernel<*, 64, 8>": 224,
     "sum_norms_kernel<*, 12, 1>": 88,
     "sum_norms_kernel<*, 64, 1>": 184,
+    # Their launch bounds, which the step of 138 to 144 registers alone would reach.
+    "moments_few_kernel<4, *>": 128,
+    "moments_many_kernel<*>": 128,
+    # All that there are: the sums of many pairs, and of each task at each position. Two blocks fit.
+    "moments_few_kernel<8, *>": 255,
+    "moments_few_kernel<10, 4>": 255,
+    "moments_few_kernel<10, 1>": 216,
+    "gram_few_kernel<*16, 10, 1>": 152,
+    "gram_few_kernel<*, 10, *>": 124,
+    "gram_few_kernel<*, 7, 1>": 96,
+    "gram_few_kernel<*, 4, 1>": 56,
+    "gram_many_kernel<*>": 80,
+    "cross_gram_kernel<1, 1>": 96,
+    "cross_gram_kernel<*>": 128,
+    "sample_gram_kernel<*>": 80,
+    "squared_norms_kernel<*>": 48,
+    "weighted_sum_kernel<*, 1>": 48,
+    "weighted_sum_kernel<*>": 64,
+    "gnr_update_kernel": 152,
+    "gradnorm_update_kernel": 72,
+    "weigh_kernel": 32,
 }
 
-# Bytes of spills, by kernel and machine; to be emptied.
-SPILLS = {
-    "moments_many_kernel<3>-sm_90": 4,  # a number of GNR's step, after all that is read and written
-}
-
-# Loads of 16 bytes that a kernel must have at least, where it has a line: one of each task.
+# Loads of 16 bytes that a kernel must have at least: one of each task, or of those that are under way together.
 WIDE_LOADS = {
     "sum_norms_kernel<*, 4, [48]>": 4,
     "sum_norms_kernel<*, 12, [48]>": 12,
     "sum_norms_kernel<*, 64, [48]>": 64,
+    "moments_few_kernel<4, [48]>": 4,
+    "moments_few_kernel<8, [48]>": 8,
+    "moments_few_kernel<10, 4>": 10,  # of float32; of 16 bits, 8 bytes
+    "moments_many_kernel<*>": 2,
+    "gram_few_kernel<*, 4, 1>": 4,
+    "gram_few_kernel<*, 7, 1>": 7,
+    "gram_few_kernel<*, 10, 1>": 10,
+    "gram_many_kernel<*>": 4,
+    "cross_gram_kernel<*>": 4,
+    "sample_gram_kernel<*>": 4,
+    "squared_norms_kernel<*, [48]>": 4,
+    "weighted_sum_kernel<*, [48]>": 8,
 }
 
 
-def limit_of(line: Line) -> int:
-    """Registers: its budget, or what a thread can have where a block of its size shall fit."""
-    most = min(255, line.machine.chip.registers // (line.warps * 32))
-    return next((budget for name, budget in BUDGETS.items() if fnmatch.fnmatchcase(line.kernel, name)), most)
-
-
-def wide_loads_of(line: Line) -> int:
-    """At least one where the last argument of the template says that a thread takes the numbers of 16 bytes at a time."""
-    known = [loads for name, loads in WIDE_LOADS.items() if fnmatch.fnmatchcase(line.kernel, name)]
-    return known[0] if known else bool(re.search(r"<f32\b.* 4>$|<b?f16\b.* 8>$", line.kernel))
+def of_kernel(table: dict[str, int], line: Line) -> int | None:
+    """What the first line that matches says."""
+    return next((number for name, number in table.items() if fnmatch.fnmatchcase(line.kernel, name)), None)
 
 
 def by_turns() -> list[tuple[Path, Machine]]:
-    """Each file for every other machine, the files taking turns; all with FASTMTL_ALL_CASES=1."""
+    """Each file for every third machine, the files taking turns; all with FASTMTL_ALL_CASES=1."""
     return [
         (source, machine)
         for number, source in enumerate(KERNELS)
         for n, machine in enumerate(MACHINES)
-        if ALL_CASES or (n + number) % 2 == 0
+        if ALL_CASES or (n + number) % 3 == 0
     ]
 
 
@@ -70,22 +90,21 @@ lines = functools.cache(lines_of)
 def test_no_spills_and_no_local_memory(source, machine):
     """Neither spills nor arrays that are indexed at run time."""
     for line in lines(source, machine):
-        allowed = SPILLS.get(str(line), 0)
-        assert line.spill_stores <= allowed, line
-        assert line.spill_loads <= allowed, line
-        assert line.stack <= -(-allowed // 8) * 8, line
+        assert line.spill_stores == line.spill_loads == line.stack == 0, line
 
 
 @EACH
 def test_registers_are_within_budget(source, machine):
     for line in lines(source, machine):
-        assert line.registers <= limit_of(line), line
+        budget = of_kernel(BUDGETS, line)
+        assert budget is not None, f"{line.kernel} has no budget"
+        assert line.registers <= budget, line
 
 
 @EACH
 def test_accesses_of_16_bytes(source, machine):
     for line in lines(source, machine):
-        assert line.wide_loads >= wide_loads_of(line), line
+        assert line.wide_loads >= (of_kernel(WIDE_LOADS, line) or 0), line
 
 
 def test_every_budget_is_of_a_kernel():

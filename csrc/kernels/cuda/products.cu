@@ -19,7 +19,7 @@ __device__ auto rows_at(const Side& side, const Place* places, const Positions& 
   };
 }
 
-// Three blocks of a multiprocessor: for the fourth, a GPU's compiler would spill.
+// Two blocks of a multiprocessor: for more, the compilers for some GPUs would spill.
 template <int A, int B>
 __global__ void __launch_bounds__(kTileThreads, 2) cross_gram_kernel(const __grid_constant__ CrossGram p) {
   using All = Products<A, B, false>;
