@@ -11,6 +11,7 @@
 // still orders what its own thread did before, here that counts for nothing.
 #include "block_on_host.h"
 
+#include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -34,6 +35,7 @@ namespace on_host {
 namespace {
 
 constexpr size_t kStack = size_t{1} << 16;
+constexpr size_t kSpoilt = size_t{1} << 13;  // of a stack: where the kernel itself is, and what it calls first
 
 enum class State { ready, at_block, at_warp, at_shuffle, ended };
 
@@ -133,6 +135,24 @@ bool let_go() {
   return some;
 }
 
+// What a block finds in its shared memory, and a thread in its registers, is of no use to it: NaNs.
+UNSEEN void spoil(char* begin, size_t size) {
+  for (size_t i = 0; i < size; ++i) begin[i] = static_cast<char>(0xff);
+}
+
+// All that is `thread_local` in the module of the kernels.
+UNSEEN int spoil_shared(dl_phdr_info* module, size_t, void*) {
+  for (int i = 0; i < module->dlpi_phnum; ++i) {
+    if (module->dlpi_phdr[i].p_type != PT_TLS) continue;
+    char* const begin = static_cast<char*>(module->dlpi_tls_data);
+    const size_t size = module->dlpi_phdr[i].p_memsz, at = reinterpret_cast<char*>(&thread) - begin;
+    if (at >= size) continue;
+    spoil(begin, size);
+    return 1;
+  }
+  return 0;
+}
+
 void run_block(Block& mine, const std::vector<unsigned>& order) {
   team = &mine;
   mine.home_fiber = this_fiber();
@@ -150,6 +170,7 @@ void run_block(Block& mine, const std::vector<unsigned>& order) {
     lane.context.uc_stack.ss_sp = stacks + t * kStack;
     lane.context.uc_stack.ss_size = kStack;
     lane.context.uc_link = nullptr;
+    spoil(stacks + (t + 1) * kStack - kSpoilt, kSpoilt);
     makecontext(&lane.context, lane_main, 0);
     lane.context.uc_stack.ss_size = 0;  // or AddressSanitizer forgets the stack at each change of fibers
   }
@@ -202,6 +223,7 @@ void run(const fastmtl::cuda::Launch& launch, const std::vector<unsigned>& order
     const std::unique_ptr<Lane[]> lanes(new Lane[launch.threads]());
     const std::unique_ptr<Block> mine(new Block{});  // ThreadSanitizer would know a place on a stack again
     std::thread([&] {
+      if (dl_iterate_phdr(spoil_shared, nullptr) != 1) std::abort();
       block = {index, 0, 0};
       threads = {static_cast<unsigned>(launch.threads), 1, 1};
       blocks = {static_cast<unsigned>(launch.blocks), 1, 1};

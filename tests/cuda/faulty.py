@@ -1,4 +1,4 @@
-"""Runs `sum_norms` with a fault in its sources: what each tool says of it."""
+"""Runs a family of kernels with a fault in its sources: what each tool says of it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cuda import nvcc_ptx
+from tests.cuda.faults import Fault
 from tests.cuda.hosting import compiled_files
-from tests.cuda.test_sanitizers import FLAGS, runtime_of
+from tests.cuda.test_sanitizers import FLAGS, kernels_of, runtime_of
 from tests.kernels.sanitizing import ROOT, compiled, linked, run
 
-KERNEL = "kernels/cuda/sum_norms.cu"
-# Of the variants of the kernel, those that the cases here need: the others only take time to compile.
-FEWER = (
-    (
-        "with_dtype(dtype, [&](auto constant) { return run<decltype(constant)::value>(device, vector, p); })",
-        "run<Dtype::f32>(device, vector, p)",
+# Of the variants of the kernels, those that the few cases of a program need: the others only take time to compile.
+FEWER = {
+    "kernels/cuda/numbers.h": (
+        ("return run(DtypeConstant<Dtype::bf16>());", "break;"),
+        ("return run(DtypeConstant<Dtype::f16>());", "break;"),
     ),
-    ("p.tasks <= 12 ? run<D, 12, 1>(device, p) : run<D, 64, 1>(device, p)", "run<D, 12, 1>(device, p)"),
-    (
-        "p.tasks <= 12 ? run<D, 12, kVector<D>>(device, p) : run<D, 64, kVector<D>>(device, p)",
-        "run<D, 12, kVector<D>>(device, p)",
+    "kernels/cuda/tiles.h": (
+        ("return vector ? load<Dtype::bf16, 8>(rows) : load<Dtype::bf16, 1>(rows);", "return;"),
+        ("return vector ? load<Dtype::f16, 8>(rows) : load<Dtype::f16, 1>(rows);", "return;"),
     ),
-)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Text of a file of csrc, of which one place, `at` from 0, is replaced; and what is known to notice it, and how."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    at: int = 0
-    seen: tuple[tuple[str, str], ...] = ()  # a tool and a part of what it says
+    "kernels/cuda/sum_norms.cu": (
+        ("p.tasks <= 12 ? run<D, 12, 1>(device, p) : run<D, 64, 1>(device, p)", "run<D, 12, 1>(device, p)"),
+        (
+            "p.tasks <= 12 ? run<D, 12, kVector<D>>(device, p) : run<D, 64, kVector<D>>(device, p)",
+            "run<D, 12, kVector<D>>(device, p)",
+        ),
+    ),
+    "kernels/cuda/sum_moments_few.cu": (
+        ("sum_samples<Dtype::bf16, Capacity, V>", "sum_samples<Dtype::f32, Capacity, V>"),
+        ("sum_samples<Dtype::f16, Capacity, V>", "sum_samples<Dtype::f32, Capacity, V>"),
+        ("tasks <= 8 ? made<8, 4>(tasks) : made<10, 4>(tasks)", "made<10, 4>(tasks)"),
+    ),
+    "kernels/cuda/sum_moments_many.cu": (("tasks <= 3 * kSide ? made<3>() : made<4>()", "made<4>()"),),
+}
 
 
 def replaced(text: str, old: str, new: str, at: int = 0) -> str:
@@ -49,38 +48,50 @@ def replaced(text: str, old: str, new: str, at: int = 0) -> str:
     return old.join(parts[: at + 1]) + new + old.join(parts[at + 1 :])
 
 
-def sources_with(faults: Sequence[Fault], directory: Path) -> Path:
-    """A copy of the kernels, with the faults and with few variants; the file of the kernel."""
+def sources_with(faults: Sequence[Fault], directory: Path, fewer: bool = True) -> Path:
+    """A copy of csrc with the faults, and with few variants."""
     csrc = directory / "csrc"
     shutil.copytree(ROOT / "csrc/kernels", csrc / "kernels")
-    kernel = csrc / KERNEL
-    for old, new in FEWER:
-        kernel.write_text(replaced(kernel.read_text(), old, new))
+    for file, changes in FEWER.items() if fewer else ():
+        path = csrc / file
+        for old, new in changes:
+            path.write_text(replaced(path.read_text(), old, new))
     for fault in faults:
         path = csrc / fault.file
         path.write_text(replaced(path.read_text(), fault.old, fault.new, fault.at))
-    return kernel
+    return csrc
 
 
 @functools.cache
-def _runtime(sanitizer: str) -> list[Path]:
+def _objects(family: str, sanitizer: str, fewer: bool) -> dict[str, Path]:
+    """The objects of a program without faults, by the name of the source."""
     directory = Path(tempfile.mkdtemp())
-    return compiled(dict.fromkeys(runtime_of("sum_norms"), FLAGS), sanitizer, directory)
+    sources = [*kernels_of(family, sources_with([], directory, fewer)), *runtime_of(family)]
+    made = compiled(dict.fromkeys(sources, FLAGS), sanitizer, directory)
+    return {source.name: path for source, path in zip(sources, made, strict=True)}
 
 
-def said_under(sanitizer: str, faults: Sequence[Fault], directory: Path) -> str:
-    """What the program says in which a sanitizer watches the kernel; empty: nothing."""
-    kernel = sources_with(faults, directory)
-    objects = [*compiled({kernel: FLAGS}, sanitizer, directory), *_runtime(sanitizer)]
-    done = run(linked(objects, sanitizer, directory), sanitizer, "few")
+def said_under(sanitizer: str, family: str, faults: Sequence[Fault], directory: Path) -> str:
+    """What a family's program says in which a sanitizer watches the kernels; empty: nothing."""
+    fewer = not any(fault.all_cases for fault in faults)
+    kernels = kernels_of(family, sources_with(faults, directory, fewer))
+    files = {Path(fault.file).name for fault in faults}
+    changed = (
+        kernels if any(name.endswith(".h") for name in files) else [path for path in kernels if path.name in files]
+    )
+    assert changed or not faults, f"no kernel of {family} is made of {files}"
+    objects = dict(_objects(family, sanitizer, fewer))
+    made = compiled(dict.fromkeys(changed, FLAGS), sanitizer, directory)
+    objects.update((source.name, path) for source, path in zip(changed, made, strict=True))
+    done = run(linked([*objects.values()], sanitizer, directory), sanitizer, *(["few"] if fewer else []))
     return "" if done.returncode == 0 and done.stdout.endswith("ok\n") else done.stdout + done.stderr
 
 
-def ptx_with(faults: Sequence[Fault], directory: Path, target: int = 80) -> Path:
-    """What nvcc makes of the kernel."""
-    kernel, made = sources_with(faults, directory), directory / "kernel.ptx"
+def ptx_with(faults: Sequence[Fault], kernel: str, directory: Path, target: int = 80) -> Path:
+    """What nvcc makes of a file of kernels."""
+    source, made = sources_with(faults, directory) / f"kernels/cuda/{kernel}.cu", directory / f"{kernel}.ptx"
     compiled_files(
-        [[nvcc_ptx.nvcc(), *nvcc_ptx.NVCC_FLAGS, "-ptx", f"-arch=sm_{target}", str(kernel), "-o", str(made)]]
+        [[nvcc_ptx.nvcc(), *nvcc_ptx.NVCC_FLAGS, "-ptx", f"-arch=sm_{target}", str(source), "-o", str(made)]]
     )
     return made
 

@@ -67,15 +67,16 @@ void statistics(const Device& device, const Lists& lists, bool accumulate) {
 }
 
 void sum(const Device& device, const Lists& lists, bool wide) {
-  const Memory weights(lists.tasks * (wide ? sizeof(double) : sizeof(float)));
+  constexpr int64_t kApart = 3;
+  const Memory weights(((lists.tasks - 1) * kApart + 1) * (wide ? sizeof(double) : sizeof(float)));
   for (int k = 0; k < lists.tasks; ++k) {
     if (wide) {
-      weights.as<double>()[k] = k % 3;
+      weights.as<double>()[k * kApart] = k % 3;
     } else {
-      weights.as<float>()[k] = static_cast<float>(k % 3);
+      weights.as<float>()[k * kApart] = static_cast<float>(k % 3);
     }
   }
-  cuda::WeightedSum problem{lists.columns, {weights.as(), 1, wide}};
+  cuda::WeightedSum problem{lists.columns, {weights.as(), kApart, wide}};
   check(cuda::weighted_sum(device, problem) == nullptr, 1, 0, "launch of weighted_sum");
   for (int c = 0; c < lists.columns.count; ++c) {
     for (int64_t i = 0; i < lists.lengths[c]; ++i) {
@@ -90,15 +91,16 @@ void sum(const Device& device, const Lists& lists, bool wide) {
 
 }  // namespace
 
-// Any argument: few cases.
+// Any argument: few cases, and float32.
 int main(int count, char**) {
-  in_all_orders(count > 1, [](const Device& device, unsigned order) {
+  const bool few = count > 1;
+  in_all_orders(few, [few](const Device& device, unsigned order) {
     unsigned turn = order;
-    for (const int tasks : {1, 4, 7, 10, 16, 40, 64}) {
+    for (const int tasks : {1, 4, 7, 10, 16, 20, 40, 64}) {
       for (const bool vector : {false, true}) {
         ++turn;
         if (kInTurns && turn % 4 != 0) continue;
-        const Lists lists(kDtypes[(turn / 4 + order) % 3], vector, tasks);
+        const Lists lists(few ? Dtype::f32 : kDtypes[(turn / 4 + order) % 3], vector, tasks);
         statistics(device, lists, turn % 8 < 4);
         sum(device, lists, turn % 8 < 4);
       }

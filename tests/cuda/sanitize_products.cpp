@@ -25,6 +25,7 @@ void crossed(const Device& device, Dtype dtype, const Layout& layout, int left, 
   problem.right = {right, other, 0};
   for (int k = 0; k < left; ++k) {
     tensors.push_back(gradient(dtype, layout, k));
+    problem.rows[k].data = kNowhere;
     if (missing(k)) continue;
     problem.left.present |= uint64_t{1} << k;
     problem.rows[k] = tensors.back().place;
@@ -35,14 +36,16 @@ void crossed(const Device& device, Dtype dtype, const Layout& layout, int left, 
     problem.columns[k] = tensors.back().place;
   }
   const Finishing finishing(cuda::products_numbers(device));
-  const Memory result(left * right * sizeof(float));
+  const int64_t stride = right + 3;
+  const Memory result(((left - 1) * stride + right) * sizeof(float));
   problem.finish = finishing.memory();
   problem.result = result.as<float>();
-  problem.stride = right;
+  problem.stride = stride;
   check(cuda::cross_gram(device, problem) == nullptr, 1, 0, "launch of cross_gram");
   for (int i = 0; i < left; ++i) {
     for (int j = 0; j < right; ++j)
-      check(result.as<float>()[i * right + j], missing(i) ? 0 : dot(layout, i, j + 1), dot(layout, i, i), "cross_gram");
+      check(result.as<float>()[i * stride + j], missing(i) ? 0 : dot(layout, i, j + 1), dot(layout, i, i),
+            "cross_gram");
   }
 }
 
@@ -59,6 +62,7 @@ void weighted(const Device& device, Dtype dtype, const Layout& layout, int tasks
     const int64_t numbers = numbers_of(layout.positions, along), apart = (numbers + 7) / 8 * 8;
     const int64_t total = samples * layout.positions.count == 0 ? 0 : (samples - 1) * apart + numbers;
     memory.emplace_back(total * size_of(dtype), layout.offset * size_of(dtype));
+    problem.places[k].data = kNowhere;
     if (missing(k)) continue;
     problem.grads.present |= uint64_t{1} << k;
     problem.places[k].data = memory.back().as();
@@ -69,19 +73,20 @@ void weighted(const Device& device, Dtype dtype, const Layout& layout, int tasks
         put(dtype, memory.back().as(), b * apart + offset_of(layout.positions, along, i), value(k, i));
     }
   }
-  const Memory weights(samples * (wide ? sizeof(double) : sizeof(float)));
+  constexpr int64_t kApart = 2;
+  const Memory weights(((samples - 1) * kApart + 1) * (wide ? sizeof(double) : sizeof(float)));
   double sum = 0;
   for (int64_t b = 0; b < samples; ++b) {
     sum += static_cast<double>(b % 3);
     if (wide) {
-      weights.as<double>()[b] = static_cast<double>(b % 3);
+      weights.as<double>()[b * kApart] = static_cast<double>(b % 3);
     } else {
-      weights.as<float>()[b] = static_cast<float>(b % 3);
+      weights.as<float>()[b * kApart] = static_cast<float>(b % 3);
     }
   }
   const Finishing finishing(cuda::products_numbers(device));
   const Memory result(tasks * tasks * sizeof(float));
-  problem.weights = {weights.as(), 1, wide};
+  problem.weights = {weights.as(), kApart, wide};
   problem.finish = finishing.memory();
   problem.result = result.as<float>();
   check(cuda::sample_gram(device, problem) == nullptr, 1, 0, "launch of sample_gram");

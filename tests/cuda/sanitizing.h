@@ -59,6 +59,9 @@ inline bool holds(Dtype dtype, const char* data, int64_t at, float x) {
   return reinterpret_cast<const uint16_t*>(data)[at] == raw_of(dtype, x);
 }
 
+// Where a gradient lies that is missing, as its bit alone shall say.
+inline char* const kNowhere = reinterpret_cast<char*>(16);
+
 // How the tensors of a problem lie: the first, a result, and the gradients of even and of odd tasks.
 struct Layout {
   const char* name;

@@ -1,37 +1,109 @@
-"""Planted faults in the CUDA kernel `sum_norms` and what it is made of: which tool notices them.
+"""Planted faults in the CUDA kernels: which tool notices them, family by family.
 
-The kernel runs compiled for the host, with a sanitizer, in the program `sanitize_sum_norms.cpp`:
+The kernels run compiled for the host, with a sanitizer, in their family's program `sanitize_<family>.cpp`. ThreadSanitizer
+sees a race; AddressSanitizer with UBSan sees what is outside of memory, an address where nothing lies, one that is not
+aligned, an index that an array does not have; the program itself sees values that plain loops do not give.
 
-| fault                                         | tool                    | what it says      |
-|-----------------------------------------------|-------------------------|-------------------|
-| the barrier before a ticket                   | ThreadSanitizer         | a race            |
-| the barrier after a ticket                    | ThreadSanitizer         | a race            |
-| the barrier inside sum_rows                   | ThreadSanitizer         | a race            |
-| the barrier inside block_sums                 | ThreadSanitizer         | a race            |
-| a barrier for half of the threads             | ThreadSanitizer         | a race            |
-| the fence before a ticket                     | ThreadSanitizer         | a race            |
-| the fence after a ticket                      | ThreadSanitizer         | a race            |
-| the step's first sync                         | ThreadSanitizer         | a race            |
-| the step's second sync                        | ThreadSanitizer         | a race            |
-| the step's third sync                         | ThreadSanitizer         | a race            |
-| tiles taken by several blocks                 | ThreadSanitizer         | a race            |
-| two blocks with one row of partial results    | ThreadSanitizer         | a race            |
-| groups' rows over blocks' rows                | plain loops             | wrong values      |
-| a bound one too large                         | AddressSanitizer, UBSan | outside of memory |
-| no bound                                      | AddressSanitizer, UBSan | outside of memory |
-| a bound one too small                         | plain loops             | wrong values      |
-| no mask of missing gradients                  | AddressSanitizer, UBSan | a null pointer    |
-| a wrong stride                                | AddressSanitizer, UBSan | outside of memory |
-| 16 bytes at a time where they are not aligned | plain loops             | wrong values      |
-| the last group as large as the others         | plain loops             | wrong values      |
-| a ticket that is not put back                 | plain loops             | a ticket is not 0 |
-| a warp's sum without its last step            | plain loops             | wrong values      |
+| fault                                         | sum_norms | lists        | products | sum_moments | updates          |
+| --------------------------------------------- | --------- | ------------ | -------- | ----------- | ---------------- |
+| a barrier left out                            | race      | race         | race     | race        | race             |
+| a fence left out                              | race      | race         | race     | race        |                  |
+| tiles taken by several blocks                 | race      | values, race | values   | values      |                  |
+| two blocks with one row of partial results    | race      |              |          |             |                  |
+| groups' rows over blocks' rows                | values    |              |          | values      |                  |
+| a bound one too large                         | outside   | outside      | outside  |             | nowhere, outside |
+| no bound                                      | outside   |              | outside  |             |                  |
+| a bound one too small                         | values    | values       |          |             |                  |
+| no mask of missing gradients                  | nowhere   | nowhere      | nowhere  | nowhere     |                  |
+| a wrong stride                                | outside   |              | outside  |             |                  |
+| 16 bytes at a time where they are not aligned | values    | aligned      | outside  | values      |                  |
+| the last group as large as the others         | values    |              |          | values      |                  |
+| a ticket that is not put back                 | values    |              |          |             |                  |
+| a warp's sum without its last step            | values    |              |          |             |                  |
+| columns that are not there                    | index     |              |          |             |                  |
+| a barrier for half of the threads             | race      |              |          |             |                  |
+| no mask of tasks                              |           | outside      |          |             |                  |
+| accumulate forgotten                          |           | values       |          |             |                  |
+| the other triangle                            |           | values       |          | values      |                  |
+| the length of another column                  |           | values       |          |             |                  |
+| sums that do not begin at 0                   |           | values       |          | values      |                  |
+| a tile of the column before                   |           | values       |          |             |                  |
+| columns without their last tile               |           | values       |          |             |                  |
+| pointers of another column                    |           | outside      |          |             |                  |
+| one task too many                             |           | outside      |          |             |                  |
+| no bound of the result                        |           | outside      |          | outside     |                  |
+| half of the result                            |           | values       | values   | values      |                  |
+| a variant for fewer tasks                     |           | values       |          |             |                  |
+| rows that a tile does not have                |           | index        | index    |             |                  |
+| fewer rows than there are                     |           | values       |          |             |                  |
+| a workspace that is too small                 |           | outside      |          | outside     | outside          |
+| shared memory that nobody wrote               |           | values       |          | values      |                  |
+| one row for all warps                         |           | race         |          |             |                  |
+| one thread too many                           |           | index        |          |             |                  |
+| what is missing has a weight                  |           | values       |          |             |                  |
+| the weight of another task                    |           | values       |          |             |                  |
+| a stride forgotten                            |           | values       |          |             |                  |
+| groups as if they began at 0                  |           | values       |          |             |                  |
+| 16-bit numbers in the wrong order             |           | values       |          |             |                  |
+| samples as another task has them              |           |              | values   | values      |                  |
+| a tile of one sample                          |           |              | values   |             |                  |
+| weights without a bound                       |           |              | outside  |             |                  |
+| the weight of another sample                  |           |              | values   |             |                  |
+| one weight too few                            |           |              | values   |             |                  |
+| no bound of the rows                          |           |              | outside  |             |                  |
+| no bound of the columns                       |           |              | outside  |             |                  |
+| rows as if they lay beside each other         |           |              | values   |             | values           |
+| a tile without its last positions             |           |              | values   |             |                  |
+| positions of 16 bits                          |           |              | values   |             |                  |
+| a bound of samples one too large              |           |              |          | outside     |                  |
+| no bound of what is stored                    |           |              |          | outside     |                  |
+| no bound of positions                         |           |              |          | outside     |                  |
+| shares that overlap                           |           |              |          | race        |                  |
+| shares that leave samples out                 |           |              |          | values      |                  |
+| lanes beyond a sample's                       |           |              |          | values      |                  |
+| rows of lanes that are not added up           |           |              |          | values      |                  |
+| more threads than pairs                       |           |              |          | index       |                  |
+| sums of the tile before                       |           |              |          | values      |                  |
+| a step that nobody asked for                  |           |              |          | outside     |                  |
+| a sample after the last                       |           |              |          | outside     |                  |
+| one tile for all samples                      |           |              |          | race        |                  |
+| sums stored beyond the positions              |           |              |          | outside     |                  |
+| sums over one task too few                    |           |              |          | values      |                  |
+| blocks of tiles as if each had its own        |           |              |          | values      |                  |
+| one ticket for all groups                     |           |              |          | values      |                  |
+| tickets of another tile                       |           |              |          | values      |                  |
+| partial results of another tile               |           |              |          | race        |                  |
+| samples shared where there are no positions   |           |              |          | values      |                  |
+| lanes of many tasks                           |           |              |          | values      |                  |
+| bfloat16 as float16                           |           |              |          | values      |                  |
+| a loss that is not there                      |           |              |          |             | values           |
+| a message without its head                    |           |              |          |             | values           |
+| weights as if they lay beside each other      |           |              |          |             | values           |
+| float64 as float32                            |           |              |          |             | values           |
+| a sum by every thread                         |           |              |          |             | race             |
+| an update by every thread                     |           |              |          |             | values           |
+| a refusal by every thread                     |           |              |          |             | values           |
+| an order by every thread                      |           |              |          |             | race             |
+| tasks in another order                        |           |              |          |             | values           |
+| a column without its last row                 |           |              |          |             | values           |
+| a root by every thread                        |           |              |          |             | race             |
+| a workspace without one matrix                |           |              |          |             | outside          |
+| no step back                                  |           |              |          |             | values           |
+
+The barriers are each one of these kernels and of the rules, and so are the fences, but for those without which the kernels
+are right; ThreadSanitizer says nothing there, as it should:
+- After `sum_rows`, everywhere: a ticket's own barrier or that after `finish` follows each call.
+- After `finish`: in `gram_few` that after `sum_rows` stands for it; elsewhere a thread reads what it wrote itself, until a
+  barrier of GradNorm's step in `sum_norms`. Where `sum_rows` has a thread for each sum, `sum_moments` needs it.
+- After `block_sums`, and before `finish` in `squared_norms` and where products are stored: `finish` stores what the same
+  thread wrote.
+- Inside `sum_rows` and `block_sums` where a family has more sums than threads, or does not call them.
+- Of GNR's step, after the averages and before `solve`: other threads read them after a barrier that comes later.
 
 ThreadSanitizer sees the fences because the host's executor tells it of no order but the kernel's own; in the PTX they are
-looked for as well. Not noticed, as the kernel is right without them: the barriers at the end of `sum_rows`, of `finish` and
-of `block_sums`. The first two stand for one another here, and after the third each thread reads what it wrote itself; other
-callers may need them. A `__ldcg` that became a plain load is not noticed either: that the first cache may hold an older
-value is nothing that a host has.
+looked for as well. Not noticed either, and right without them: a guard that saves work alone (the slices of `sum_rows`; rows
+beyond a tile's where it is read, and tasks beyond the last, for which no gradient is there). A `__ldcg` that became a plain
+load is not noticed: that the first cache may hold an older value is nothing that a host has.
 """
 
 from __future__ import annotations
@@ -41,136 +113,59 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.faulty import Fault, ptx_with, said_under, tickets_are_fenced
+from tests.cuda.faults import FAULTS, NOTHING, Fault, table
+from tests.cuda.faulty import ptx_with, said_under, tickets_are_fenced
+from tests.cuda.test_sanitizers import FAMILIES
 from tests.gpu.executing import ALL_CASES
+from tests.kernels.sanitizing import SANITIZERS
 
-FINISH, SUM, STEP = "kernels/cuda/finish.h", "kernels/cuda/sum_norms.cu", "kernels/gradnorm_update.h"
-BARRIER, FENCE, SYNC = "__syncthreads();", "__threadfence();", "team_.sync();"
-
-FAULTS = [
-    Fault("the barrier before a ticket", FINISH, BARRIER, "", 0, seen=(("thread", "data race"),)),
-    Fault("the barrier after a ticket", FINISH, BARRIER, "", 1, seen=(("thread", "data race"),)),
-    Fault("the barrier inside sum_rows", FINISH, BARRIER, "", 2, seen=(("thread", "data race"),)),
-    Fault("the barrier inside block_sums", FINISH, BARRIER, "", 5, seen=(("thread", "data race"),)),
-    Fault(
-        "a barrier for half of the threads",
-        FINISH,
-        BARRIER,
-        "if (threadIdx.x < 64) __syncthreads();",
-        5,
-        seen=(("thread", "data race"),),
-    ),
-    Fault("the fence before a ticket", FINISH, FENCE, "", 0, seen=(("thread", "data race"),)),
-    Fault("the fence after a ticket", FINISH, FENCE, "", 1, seen=(("thread", "data race"),)),
-    Fault("the step's first sync", STEP, SYNC, "", 0, seen=(("thread", "data race"),)),
-    Fault("the step's second sync", STEP, SYNC, "", 1, seen=(("thread", "data race"),)),
-    Fault("the step's third sync", STEP, SYNC, "", 2, seen=(("thread", "data race"),)),
-    Fault(
-        "tiles taken by several blocks",
-        SUM,
-        "first_group += gridDim.x * tile",
-        "first_group += tile",
-        seen=(("thread", "data race"),),
-    ),
-    Fault(
-        "two blocks with one row of partial results",
-        FINISH,
-        "static_cast<int64_t>(block) * width + i",
-        "static_cast<int64_t>(block / 2) * width + i",
-        seen=(("thread", "data race"),),
-    ),
-    Fault(
-        "groups' rows over blocks' rows",
-        FINISH,
-        "static_cast<int64_t>(f.blocks + i_group)",
-        "static_cast<int64_t>(i_group)",
-        seen=(("thread", "expected"),),
-    ),
-    Fault(
-        "a bound one too large",
-        SUM,
-        "if (group >= groups) break;",
-        "if (group > groups) break;",
-        seen=(("address,undefined", "heap-buffer-overflow"),),
-    ),
-    Fault("no bound", SUM, "if (group >= groups) break;", "", seen=(("address,undefined", "heap-buffer-overflow"),)),
-    Fault(
-        "a bound one too small",
-        SUM,
-        "if (group >= groups) break;",
-        "if (group >= groups - 1) break;",
-        seen=(("address,undefined", "expected"),),
-    ),
-    Fault(
-        "no mask of missing gradients",
-        SUM,
-        "if (p.present >> k & 1) read",
-        "if (k < p.tasks) read",
-        seen=(("address,undefined", "null pointer"),),
-    ),
-    Fault(
-        "a wrong stride",
-        "kernels/cuda/positions.h",
-        "coordinates.at[dim] * place.strides[dim]",
-        "coordinates.at[dim] * place.strides[1]",
-        seen=(("address,undefined", "heap-buffer-overflow"),),
-    ),
-    Fault(
-        "16 bytes at a time where they are not aligned",
-        SUM,
-        "if (!vector) return",
-        "if (false) return",
-        seen=(("address,undefined", "expected"),),
-    ),
-    Fault(
-        "the last group as large as the others",
-        FINISH,
-        "f.blocks - first < f.group ? f.blocks - first : f.group",
-        "f.group",
-        seen=(("address,undefined", "expected"),),
-    ),
-    Fault(
-        "a ticket that is not put back", FINISH, "if (last) *ticket = 0;", "", seen=(("address,undefined", "expected"),)
-    ),
-    Fault(
-        "a warp's sum without its last step",
-        FINISH,
-        "distance = 16",
-        "distance = 8",
-        seen=(("address,undefined", "expected"),),
-    ),
-]
 # Without FASTMTL_ALL_CASES=1.
 FEW = (
-    "the barrier before a ticket",
-    "the fence before a ticket",
-    "the fence after a ticket",
-    "the step's second sync",
-    "a bound one too large",
+    "sum_norms: the barrier before a ticket",
+    "sum_norms: the fence before a ticket",
+    "sum_norms: the fence after a ticket",
+    "sum_norms: the barrier of GradNorm's weights",
+    "sum_norms: a bound one too large",
+    "lists: one row for all warps",
+    "products: the barrier after a tile's products of cross_gram",
+    "sum_moments: one tile for all samples",
+    "updates: the barrier after x is read",
 )
 
 on_host = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
-@on_host
-@pytest.mark.parametrize(
-    ("fault", "tool", "says"),
-    [(fault, *seen) for fault in FAULTS if ALL_CASES or fault.name in FEW for seen in fault.seen],
-    ids=lambda value: value.name if isinstance(value, Fault) else value,
-)
-def test_a_fault(fault, tool, says, tmp_path):
-    assert says in said_under(tool, [fault], tmp_path)
+def test_the_table() -> None:
+    assert table() in (__doc__ or "")
+    assert set(FEW) <= {str(fault) for fault in FAULTS}
 
 
 @on_host
-@pytest.mark.parametrize("tool", ["address,undefined", "thread"])
-def test_nothing_is_seen_without_a_fault(tool, tmp_path):
-    assert said_under(tool, [], tmp_path) == ""
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if ALL_CASES or str(fault) in FEW], ids=str)
+def test_a_fault(fault: Fault, tmp_path: Path) -> None:
+    tool, says = fault.seen
+    said = said_under(tool, fault.family, [fault], tmp_path)
+    assert says in said if fault.seen != NOTHING else said == ""
+
+
+@on_host
+@pytest.mark.skipif(not ALL_CASES, reason="one of many faults")
+def test_barriers_that_stand_for_one_another(tmp_path: Path) -> None:
+    names = ("lists: the barrier after finish", "lists: the barrier after sum_rows")  # from behind: places are counted
+    both = [fault for name in names for fault in FAULTS if str(fault) == name]
+    assert "data race" in said_under("thread", "lists", both, tmp_path)
+
+
+@on_host
+@pytest.mark.parametrize("tool", SANITIZERS)
+@pytest.mark.parametrize("family", FAMILIES if ALL_CASES else ["sum_norms"])
+def test_nothing_is_seen_without_a_fault(family: str, tool: str, tmp_path: Path) -> None:
+    assert said_under(tool, family, [], tmp_path) == ""
 
 
 def test_the_order_of_tickets(tmp_path: Path):
     """Missing fences change no value in the PTX executor, whose memory is sequentially consistent: they must be there."""
-    kernels = ptx_with([], tmp_path).read_text().split(".visible .entry")[1:]
+    kernels = ptx_with([], "sum_norms", tmp_path).read_text().split(".visible .entry")[1:]
     for text in kernels:
         assert tickets_are_fenced(text)
         first = text.index("membar.gl")

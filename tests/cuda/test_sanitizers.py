@@ -25,10 +25,15 @@ FAMILIES = {
 }
 
 
+def kernels_of(family: str, csrc: Path = ROOT / "csrc") -> list[Path]:
+    """The kernels, and where their launch is planned beside them."""
+    kernels = [csrc / f"kernels/cuda/{name}.cu" for name in FAMILIES[family]]
+    return [*kernels, *(path for path in (csrc / "kernels/cuda").glob("*.cpp") if path.stem == family)]
+
+
 def runtime_of(family: str) -> list[Path]:
     """What a program has beside its kernels."""
-    plans = [path for path in (ROOT / "csrc/kernels/cuda").glob("*.cpp") if path.stem == family]
-    return [*plans, HERE / f"sanitize_{family}.cpp", HERE / "block_on_host.cpp", HERE / "start_on_host.cpp"]
+    return [HERE / f"sanitize_{family}.cpp", HERE / "block_on_host.cpp", HERE / "start_on_host.cpp"]
 
 
 def test_every_kernel_has_a_program() -> None:
@@ -40,7 +45,6 @@ def test_every_kernel_has_a_program() -> None:
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_under(family: str, sanitizer: str, tmp_path: Path) -> None:
-    kernels = [ROOT / f"csrc/kernels/cuda/{name}.cu" for name in FAMILIES[family]]
-    flags = dict.fromkeys([*kernels, *runtime_of(family)], FLAGS)
+    flags = dict.fromkeys([*kernels_of(family), *runtime_of(family)], FLAGS)
     done = run(linked(compiled(flags, sanitizer, tmp_path), sanitizer, tmp_path), sanitizer)
     assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout + done.stderr

@@ -14,7 +14,8 @@ SANITIZERS = ["address,undefined", "thread"]
 
 
 def _flags(sanitizer: str) -> list[str]:
-    return ["-O1", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    strict = ["-fsanitize=bounds-strict"] if "undefined" in sanitizer else []  # the last array of a struct as well
+    return ["-O1", "-g1", f"-fsanitize={sanitizer}", *strict, "-fno-sanitize-recover=all"]
 
 
 def compiled(flags: Mapping[Path, Sequence[str]], sanitizer: str, directory: Path) -> list[Path]:
