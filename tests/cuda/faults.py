@@ -321,7 +321,7 @@ OF_UPDATES = planted(
      "if (team_.rank() == 0) a_.counters[1] += 1;", "a_.counters[1] += 1;", VALUES),
     (GRADNORM, "a bound one too large (GradNorm)",
      "k < T_; k += team_.size()) update_task", "k <= T_; k += team_.size()) update_task", OUTSIDE),
-    (GNR, "an order by every thread", "if (team_.rank() == 0) {\n      int64_t next", "{\n      int64_t next", RACE),
+    (GNR, "an order by every thread", "if (team_.rank() == 0) {\n      Index next", "{\n      Index next", RACE),
     (GNR, "rows as if they lay beside each other", "k * row_stride", "k", VALUES),
     (GNR, "tasks in another order", "a_.weights[task(row)] = weight", "a_.weights[row] = weight", VALUES),
     (SOLVER, "a column without its last row", "i < n_; i += team_.size()) {\n        double* Li",

@@ -33,9 +33,9 @@ FEWER = {
         ),
     ),
     "kernels/cuda/sum_moments_few.cu": (
-        ("sum_samples<Dtype::bf16, Capacity, V>", "sum_samples<Dtype::f32, Capacity, V>"),
-        ("sum_samples<Dtype::f16, Capacity, V>", "sum_samples<Dtype::f32, Capacity, V>"),
-        ("tasks <= 8 ? made<8, 4>(tasks) : made<10, 4>(tasks)", "made<10, 4>(tasks)"),
+        ("kHas = V == 1 || Capacity > kWideTasks || V == kVector<D>", "kHas = D == Dtype::f32 && V <= 4"),
+        ("tasks <= 4 ? made<4, 4>(tasks) : made<8, 4>(tasks)", "tasks <= 4 ? made<4, 4>(tasks) : made<10, 4>(tasks)"),
+        ("tasks <= 4 ? made<4, 8>(tasks) : made<8, 8>(tasks)", "{}"),
     ),
     "kernels/cuda/sum_moments_many.cu": (("tasks <= 3 * kSide ? made<3>() : made<4>()", "made<4>()"),),
 }

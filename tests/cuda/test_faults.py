@@ -114,7 +114,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda.faults import FAULTS, NOTHING, Fault, table
-from tests.cuda.faulty import ptx_with, said_under, tickets_are_fenced
+from tests.cuda.faulty import ptx_with, said_under, sources_with, tickets_are_fenced
 from tests.cuda.test_sanitizers import FAMILIES
 from tests.gpu.executing import ALL_CASES
 from tests.kernels.sanitizing import SANITIZERS
@@ -140,6 +140,14 @@ def test_the_table() -> None:
     assert set(FEW) <= {str(fault) for fault in FAULTS}
 
 
+def test_every_fault_can_be_planted(tmp_path: Path) -> None:
+    """In the sources as they are, whether it runs by default or not."""
+    for number, fault in enumerate(FAULTS):
+        directory = tmp_path / str(number)
+        sources_with([fault], directory, fewer=not fault.all_cases)
+        shutil.rmtree(directory)
+
+
 @on_host
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if ALL_CASES or str(fault) in FEW], ids=str)
 def test_a_fault(fault: Fault, tmp_path: Path) -> None:
@@ -149,7 +157,7 @@ def test_a_fault(fault: Fault, tmp_path: Path) -> None:
 
 
 @on_host
-@pytest.mark.skipif(not ALL_CASES, reason="one of many faults")
+@pytest.mark.skipif(not ALL_CASES, reason="with FASTMTL_ALL_CASES=1 alone")
 def test_barriers_that_stand_for_one_another(tmp_path: Path) -> None:
     names = ("lists: the barrier after finish", "lists: the barrier after sum_rows")  # from behind: places are counted
     both = [fault for name in names for fault in FAULTS if str(fault) == name]
