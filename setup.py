@@ -177,14 +177,14 @@ def toolkit(nvcc: str, host: Sequence[str]) -> tuple[Path, Path]:
     return place_of("cuda_runtime.h"), place_of("libcudart_static.a")
 
 
-def code_for_gpus(nvcc: str) -> list[str]:
-    """Flags that say which GPUs code is made for."""
+def code_for_gpus(nvcc: str) -> tuple[list[str], str]:
+    """Flags that say which GPUs code is made for; the same as TORCH_CUDA_ARCH_LIST has it."""
     known = set(asked(nvcc, "--list-gpu-code").split())
     wanted = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;"))
     if wanted == [""]:
         wanted = [name for name in ARCHITECTURES if f"sm_{name.replace('.', '')}" in known]
         wanted[-1:] = [f"{name}+PTX" for name in wanted[-1:]]
-    flags = []
+    flags, names = [], []
     for name in wanted:
         parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
         if parts is None:
@@ -194,11 +194,12 @@ def code_for_gpus(nvcc: str) -> list[str]:
             continue  # lists are often shared by many packages
         if f"sm_{major}{minor}" not in known:
             raise CannotBuildError(f"TORCH_CUDA_ARCH_LIST: {nvcc} makes no code for {name}, only for {sorted(known)}")
+        names.append(name)
         number = f"{major}{minor}{kind}"
         flags += [f"-gencode=arch=compute_{number},code={made}_{number}" for made in ("sm", *["compute"] * bool(ptx))]
     if not flags:
         raise CannotBuildError("no GPU of compute capability 8.0 or later is left to make code for")
-    return flags
+    return flags, ";".join(names)
 
 
 def cuda_ninja(target: Path) -> str:
@@ -206,10 +207,11 @@ def cuda_ninja(target: Path) -> str:
     nvcc = find_nvcc()
     if nvcc is None:
         raise CannotBuildError("no nvcc found (looked for $NVCC, in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda)")
-    gpus = [*code_for_gpus(nvcc), f"--threads={min(os.cpu_count() or 1, 4)}"]  # several GPUs' code at a time
+    gpus, names = code_for_gpus(nvcc)
     host = [] if os.environ.get("NVCC_CCBIN") else ["-ccbin", compiler()]
     include, library = toolkit(nvcc, host)
-    kernel_flags = [*NVCCFLAGS, *host, *gpus]
+    threads = f"--threads={min(os.cpu_count() or 1, 4)}"  # several GPUs' code at a time
+    kernel_flags = [*NVCCFLAGS, *host, *gpus, threads]
     # Headers of the kernels have pragmas for nvcc.
     host_flags = [
         *CXXFLAGS,
@@ -218,6 +220,7 @@ def cuda_ninja(target: Path) -> str:
         "-isystem",
         str(include),
         "-DFASTMTL_DISPATCH=CUDA",
+        f'-DFASTMTL_ARCHITECTURES="{names}"',
     ]
     ldflags = [*torch_libraries(), f"-L{library}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
     ldflags.append("-Wl,--exclude-libs,ALL")  # hidden as the rest

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <memory>
+#include <string>
 
 #include "cuda_call.h"
 
@@ -51,4 +52,16 @@ bool Call::capturing() const {
   return error == cudaSuccess && status != cudaStreamCaptureStatusNone;
 }
 
+namespace {
+
+// The GPUs that the kernels are compiled for, as TORCH_CUDA_ARCH_LIST has them.
+std::string architectures_op() { return FASTMTL_ARCHITECTURES; }
+
+}  // namespace
 }  // namespace fastmtl
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmtl_cuda, library) { library.def("architectures() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(fastmtl_cuda, CompositeExplicitAutograd, library) {
+  library.impl("architectures", TORCH_BOX(&fastmtl::architectures_op));
+}

@@ -6,6 +6,7 @@ Float32, bfloat16 and float16 gradients.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,21 @@ def _failure_to_load() -> str | None:
     return failure_to_load(LIBRARY)
 
 
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether code for these GPUs, as TORCH_CUDA_ARCH_LIST names them, runs on one of that compute capability."""
+    for major, minor, kind, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        made = (int(major), int(minor))
+        if kind == "a":  # for one GPU alone
+            later = False
+        elif ptx and not kind:
+            later = capability >= made
+        else:
+            later = capability[0] == made[0] and capability >= made
+        if later or capability == made:
+            return True
+    return False
+
+
 def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Why this backend cannot run on ``device`` (for gradients of ``dtype``), None where it can."""
     if dtype is not None and dtype not in DTYPES:
@@ -38,12 +54,18 @@ def unavailable(device: torch.device, dtype: torch.dtype | None = None) -> str |
     if device.type != "cuda" or torch.version.hip is not None:
         return f"it runs on NVIDIA GPUs, not on {device.type}{' (ROCm)' if torch.version.hip else ''}"
     reason = _failure_to_load()
-    if reason is None and not torch.cuda.is_available():
-        reason = "torch sees no GPU"
-    if reason is None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
-        needed, found = LEAST_CAPABILITY, torch.cuda.get_device_capability(device)
-        reason = f"it needs compute capability {needed[0]}.{needed[1]}, this GPU has {found[0]}.{found[1]}"
-    return reason
+    if reason is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    found = torch.cuda.get_device_capability(device)
+    has = f"this GPU has {found[0]}.{found[1]}"
+    if found < LEAST_CAPABILITY:
+        return f"it needs compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}, {has}"
+    architectures = str(_ops().architectures())
+    if not runs_on(found, architectures):
+        return f"it was built for compute capability {architectures} (TORCH_CUDA_ARCH_LIST), {has}"
+    return None
 
 
 def _ops() -> Any:

@@ -3,6 +3,7 @@
 It is run as a program: in a process of the tests the ops may be those of the library for the host.
 """
 
+import re
 import sys
 
 import torch
@@ -24,6 +25,11 @@ elif not torch.cuda.is_available():
 torch.ops.load_library(str(cuda.LIBRARY))
 names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastmtl_cuda::")}
 print(f"ops: {', '.join(sorted(names))}")
+names.remove("architectures")
 assert names == {name for name in SCHEMAS if hasattr(cuda, name) and name not in COMPOSED}, "not those of the backend"
 for name in names:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmtl_cuda::{name}", "CUDA"), name
+architectures = torch.ops.fastmtl_cuda.architectures()
+print(f"built for {architectures}")
+first = re.match(r"(\d+)\.(\d)", architectures)
+assert first is not None and cuda.runs_on((int(first[1]), int(first[2])), architectures), architectures

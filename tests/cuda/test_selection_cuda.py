@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -47,6 +49,38 @@ def test_reasons():
     message = "use_backend forces backend 'cuda', which cannot run gram on cpu"
     with ops.use_backend("cuda"), pytest.raises(RuntimeError, match=message):
         ops.gram(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not"),
+    [
+        ("8.0", [(8, 0), (8, 6)], [(7, 5), (9, 0)]),
+        ("8.6;9.0", [(8, 6), (8, 9), (9, 0)], [(8, 0), (10, 0)]),
+        ("8.0;9.0+PTX", [(8, 6), (9, 0), (10, 0), (12, 1)], [(7, 0)]),
+        ("9.0a+PTX", [(9, 0)], [(10, 0), (8, 9)]),
+        ("10.0f+PTX", [(10, 0), (10, 3)], [(12, 0)]),
+    ],
+)
+def test_what_a_build_runs_on(architectures, runs, does_not):
+    assert all(cuda.runs_on(capability, architectures) for capability in runs)
+    assert not any(cuda.runs_on(capability, architectures) for capability in does_not)
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        ((7, 5), "it needs compute capability 8.0, this GPU has 7.5"),
+        ((8, 6), None),
+        ((9, 0), "it was built for compute capability 8.0 (TORCH_CUDA_ARCH_LIST), this GPU has 9.0"),
+    ],
+)
+def test_a_build_for_other_gpus_is_not_chosen(capability, reason, monkeypatch):
+    monkeypatch.setattr(cuda, "_failure_to_load", lambda: None)
+    monkeypatch.setattr(cuda, "_ops", lambda: SimpleNamespace(architectures=lambda: "8.0"))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cuda.unavailable(CUDA) == reason
 
 
 def _step(problem, balancer):
