@@ -59,9 +59,11 @@ gpu-report: $(VENV)/.test
 	$(BIN)/python -m tests.gpu.report $(ARGS)
 	$(BIN)/python -m tests.cuda.report $(ARGS)
 
-# Every case of the Triton kernels by both executors, with more orders of programs; `make test` takes a part, by a rule.
+# Every case of the Triton and CUDA kernels by all executors, with more orders of programs, and every planted fault; `make test`
+# takes a part, by rules.
 gpu-cases: $(VENV)/.test
-	FASTMTL_ALL_CASES=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
+	FASTMTL_ALL_CASES=1 $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile \
+	  tests/gpu tests/cuda tests/ops/test_backends.py -k "gpu or cuda or triton" $(ARGS)
 
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .

@@ -9,7 +9,7 @@ import torch
 
 from fastmtl.backends import contract, cuda, reference
 from tests.cuda.hosting import library, on_host
-from tests.gpu.executing import poisoned_memory
+from tests.shared import poisoned_memory
 
 LAYOUTS = {
     "contiguous": lambda g: g,

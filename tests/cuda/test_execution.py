@@ -13,7 +13,7 @@ from fastmtl import testing
 from fastmtl.backends import cuda as backend
 from fastmtl.backends.contract import COMPOSED, SCHEMAS
 from tests.cuda.nvcc_ptx import executed_as_nvcc_ptx
-from tests.gpu.executing import ALL_CASES
+from tests.shared import ALL_CASES, by_turns
 
 CPU = torch.device("cpu")
 # The solver takes minutes for 64 tasks as PTX: one of its cases is executed so, in one order of blocks (it is one block).
@@ -22,22 +22,6 @@ SOLVER_OF_MANY = ("T64-relative", "T64-maxmin", "T64-intertask")
 CASES = [case for case in testing.cases() if case.op not in COMPOSED and case.dtype in backend.DTYPES]
 TARGETS = (80, 75, 90)
 LONG_TO_COMPILE = ("sum_moments", "sum_moments_update")
-
-
-def _by_turns(first: int) -> list[testing.Case]:
-    """Each case of an op in one dtype, the dtypes taking turns from case to case."""
-    if ALL_CASES:
-        return CASES
-    count, names = len(backend.DTYPES), {op: [] for op in SCHEMAS}
-    for case in CASES:
-        if case.name not in names[case.op]:
-            names[case.op].append(case.name)
-    few = {op for op in SCHEMAS if sum(case.op == op for case in CASES) <= 20}
-    return [
-        case
-        for case in CASES
-        if case.op in few or case.dtype == backend.DTYPES[(names[case.op].index(case.name) + first) % count]
-    ]
 
 
 def _check(case: testing.Case) -> None:
@@ -53,7 +37,7 @@ def _targets() -> list[tuple[int, testing.Case]]:
     """The first cases of an op for one target each, all others for the first; with FASTMTL_ALL_CASES=1 they take turns."""
     seen = dict.fromkeys(SCHEMAS, 0)
     chosen = []
-    for case in _by_turns(1):
+    for case in by_turns(CASES, backend.DTYPES, 1):
         if _is_long(case):
             continue
         number = seen[case.op]

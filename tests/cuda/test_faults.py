@@ -116,8 +116,8 @@ import pytest
 from tests.cuda.faults import FAULTS, NOTHING, Fault, table
 from tests.cuda.faulty import ptx_with, said_under, sources_with, tickets_are_fenced
 from tests.cuda.test_sanitizers import FAMILIES
-from tests.gpu.executing import ALL_CASES
 from tests.kernels.sanitizing import SANITIZERS
+from tests.shared import ALL_CASES
 
 # Without FASTMTL_ALL_CASES=1.
 FEW = (

@@ -9,7 +9,7 @@ from fastmtl.backends import cuda, reference
 from fastmtl.testing.gnr import gnr_cases
 from tests.cuda.hosting import on_host
 from tests.cuda.nvcc_ptx import executed_as_nvcc_ptx
-from tests.gpu.executing import poisoned_memory
+from tests.shared import poisoned_memory
 
 SHAPES = {"split": (300, 40), "odd": (70, 33), "one position": (500, 1), "samples side by side": (4096, 3)}
 

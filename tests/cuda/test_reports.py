@@ -10,8 +10,8 @@ import pytest
 
 from tests.cuda.hosting import KERNELS
 from tests.cuda.report import MACHINES, Line, lines_of, readable
-from tests.gpu.executing import ALL_CASES
 from tests.gpu.machines import Machine
+from tests.shared import ALL_CASES
 
 # Registers of a thread, by kernel: what the worst of the machines takes, and a little. Where several lines match, the first.
 BUDGETS = {

@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-
 from fastmtl import testing
 from fastmtl.backends import triton as backend
-from fastmtl.backends.contract import MAX_TASKS
 from fastmtl.backends.triton import chips
 from fastmtl.testing import Case
 from tests.gpu.launches import Launch
-
-# The ops that have kernels, and the most tasks that these take. An op is tested from the day that it has a line here.
-UNDER_TEST = {
-    "sum_norms": MAX_TASKS,
-    "sum_moments": MAX_TASKS,
-    "sum_norms_update": MAX_TASKS,
-    "sum_moments_update": MAX_TASKS,
-    "gram": MAX_TASKS,
-    "squared_norms": MAX_TASKS,
-    "weighted_sum": MAX_TASKS,
-    "weighted_sum_out": MAX_TASKS,
-    "cross_gram": MAX_TASKS,
-    "sample_gram": MAX_TASKS,
-    "linear_moments": MAX_TASKS,
-    "conv_moments": MAX_TASKS,
-    "embedding_moments": MAX_TASKS,
-    "norm_moments": MAX_TASKS,
-    "weigh": MAX_TASKS,
-    "gradnorm_update": MAX_TASKS,
-    "gnr_update": MAX_TASKS,
-}
+from tests.shared import by_turns
 
 # With few processors small cases have several programs, each with several blocks; with many, as many programs as blocks.
 SMALL = chips.Chip("few processors", 3)
@@ -46,22 +21,32 @@ WIDE = chips.Chip("many processors", 500)
 # take a ticket reads those of all. The ticket orders them, which a checker that runs programs one after another cannot know.
 LAST_PROGRAM = ("p_partials", "p_tickets")
 
-# With FASTMTL_ALL_CASES=1 nothing is left out; the tests say otherwise what they leave out, and by which rule.
-ALL_CASES = os.environ.get("FASTMTL_ALL_CASES") == "1"
+# The solver takes minutes for 64 tasks by either executor: one of its cases is executed, from PTX, in one order of programs (it
+# is one program).
+SOLVER_OF_MANY = ("T64-relative", "T64-maxmin", "T64-intertask")
 
 
-def tasks_of(case: Case) -> int:
-    """The number of tasks that a case's name tells."""
-    found = re.match(r"T(\d+)", case.name)
-    return int(found.group(1)) if found else 0
-
-
-def cases_under_test() -> list[Case]:
-    """The cases of the shared table that have a kernel in this backend."""
+def cases() -> list[Case]:
+    """Those of the shared table for this backend, without the solver's of many tasks."""
     return [
         case
         for case in testing.cases()
-        if case.dtype in backend.DTYPES and tasks_of(case) <= UNDER_TEST.get(case.op, -1)
+        if case.dtype in backend.DTYPES and (case.op != "gnr_update" or case.name not in SOLVER_OF_MANY)
+    ]
+
+
+def cases_from_ptx() -> list[Case]:
+    """Those that are executed from PTX."""
+    return by_turns(cases(), backend.DTYPES, 1)
+
+
+def cases_from_ttir() -> list[Case]:
+    """Those that are executed from TTIR: in other dtypes than from PTX."""
+    chosen = by_turns(cases(), backend.DTYPES, 0)
+    # Updates know one dtype, and their cases differ in their values alone: what no turn takes is executed from TTIR.
+    taken = {str(case) for case in (*chosen, *cases_from_ptx())}
+    return chosen + [
+        case for case in cases() if case.op in ("gradnorm_update", "gnr_update") and str(case) not in taken
     ]
 
 
@@ -122,15 +107,3 @@ def executed_by_ttsem(exempt: tuple[str, ...] = LAST_PROGRAM, pretend_cuda: bool
             setattr(owner, name, value)
         _fakedriver.unstub_torch_cuda()
         driver._active = active
-
-
-@contextlib.contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Every uninitialised tensor is filled with NaN, so that an element that is never written shows."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.utils.deterministic.fill_uninitialized_memory
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

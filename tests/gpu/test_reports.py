@@ -14,10 +14,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fastmtl.backends.triton import chips
-from tests.gpu.executing import ALL_CASES
 from tests.gpu.machines import Machine
 from tests.gpu.recording import recorded
 from tests.gpu.report import MACHINES, Line, Subject, lines_of, subjects
+from tests.shared import ALL_CASES
 
 # By kernel and tasks: registers of a thread, on NVIDIA for float32 and for 16-bit gradients, then the same on AMD.
 BUDGETS = {

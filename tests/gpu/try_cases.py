@@ -13,8 +13,9 @@ import torch
 from fastmtl import testing
 from fastmtl.backends import triton as backend
 from fastmtl.backends.triton import chips
-from tests.gpu.executing import SMALL, executed_by_ttsem, poisoned_memory
+from tests.gpu.executing import SMALL, executed_by_ttsem
 from tests.gpu.ptx import executed_as_ptx
+from tests.shared import poisoned_memory
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """Every op of every backend against the reference in float64, on the shared table of cases.
 
-The CUDA kernels are compiled for the host. Those of Triton are executed on the same table in `tests/gpu/test_execution.py`.
+The CUDA kernels are compiled for the host; those of Triton are executed from TTIR by ttsem, which takes seconds for a case: each
+case in one dtype. Both run as PTX, on the same table, in `test_execution.py` of `tests/cuda` and of `tests/gpu`.
 """
 
 import contextlib
+import importlib.util
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,25 +19,39 @@ from tests.cuda.hosting import on_host
 
 CPU = torch.device("cpu")
 CASES = list(testing.cases())
-ON_CPU = ("cpp", "reference", "cuda")
-RUNS = [(case, name) for name in ON_CPU for case in CASES if name != "cuda" or case.dtype in cuda.DTYPES]
+RUNS = [
+    *((case, name) for name in ("cpp", "reference") for case in CASES),
+    *((case, "cuda") for case in CASES if case.dtype in cuda.DTYPES),
+]
+ONCE: list[tuple[testing.Case, str]] = []  # too slow to run twice
+if importlib.util.find_spec("triton") and importlib.util.find_spec("ttsem"):  # the packages of the test environment
+    from fastmtl.backends.triton import chips
+    from tests.gpu.executing import SMALL, cases_from_ttir, executed_by_ttsem
+
+    ONCE += [(case, "triton") for case in cases_from_ttir()]
 
 
-def running(name: str) -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def running(name: str) -> Iterator[None]:
     """What the backend's ops are called in."""
     if name == "cuda":
-        return on_host(order=1)
-    reason = unavailable(name, CPU)
-    if reason is not None:
-        pytest.skip(f"backend {name} is not available: {reason}")
-    return contextlib.nullcontext()
+        with on_host(order=1):
+            yield
+    elif name == "triton":
+        with chips.assume(SMALL), executed_by_ttsem():
+            yield
+    else:
+        reason = unavailable(name, CPU)
+        if reason is not None:
+            pytest.skip(f"backend {name} is not available: {reason}")
+        yield
 
 
 def test_every_op_has_cases():
     assert {case.op for case in CASES} == set(SCHEMAS)
 
 
-@pytest.mark.parametrize(("case", "backend"), RUNS, ids=str)
+@pytest.mark.parametrize(("case", "backend"), RUNS + ONCE, ids=str)
 def test_agrees_with_the_reference(case, backend):
     with running(backend):
         outcome = testing.check(case, backend, CPU)
