@@ -15,6 +15,7 @@ LAYERS = ["fastmtl", "fastmtl.balancers", "fastmtl.fork", "fastmtl.sources", "fa
 SHARED = "fastmtl.backends.contract"  # what every layer may know of the backends
 # Algorithms written once, on primitives that the backend hands in: backends and ops know them, they know no backend.
 ALGORITHMS = "fastmtl.backends.layer_moments"
+COMPILED = "fastmtl.backends.compiled"  # what the backends of compiled libraries share
 
 
 def modules() -> dict[str, Path]:
@@ -83,11 +84,12 @@ def backend_of(name: str) -> str:
 
 def test_backends_do_not_know_each_other() -> None:
     names = [name for name in MODULES if name.startswith("fastmtl.backends.") and name != SHARED]
-    backends = {f"fastmtl.backends.{name}" for name in ("reference", "cpp", "triton")}
-    assert backends | {ALGORITHMS} <= {backend_of(name) for name in names}
+    backends = {f"fastmtl.backends.{name}" for name in ("reference", "cpp", "triton", "cuda")}
+    assert backends | {ALGORITHMS, COMPILED} == {backend_of(name) for name in names}
     for name in names:
         known = {backend_of(module) for module in imports_of(name) & set(names)}
-        assert known <= {backend_of(name), ALGORITHMS}, name
+        shared = {ALGORITHMS, COMPILED} if backend_of(name) in backends else set()
+        assert known <= {backend_of(name)} | shared, name
 
 
 def test_the_imports_are_seen() -> None:
