@@ -53,8 +53,8 @@ bench-layers: $(VENV)/.test
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
-# What the compilers make of the Triton kernels and then of the CUDA kernels: registers, spills, occupancy, wide loads, for
-# five GPUs and for six; none is needed.
+# What the compilers make of the Triton kernels and then of the CUDA kernels: registers, spills, occupancy, wide loads (of
+# Triton also compile times), for five GPUs and for six; none is needed.
 gpu-report: $(VENV)/.test
 	$(BIN)/python -m tests.gpu.report $(ARGS)
 	$(BIN)/python -m tests.cuda.report $(ARGS)

@@ -36,12 +36,8 @@ def runs_on(capability: tuple[int, int], architectures: str) -> bool:
     """Whether code for these GPUs, as TORCH_CUDA_ARCH_LIST names them, runs on one of that compute capability."""
     for major, minor, kind, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
         made = (int(major), int(minor))
-        if kind == "a":  # for one GPU alone
-            later = False
-        elif ptx and not kind:
-            later = capability >= made
-        else:
-            later = capability[0] == made[0] and capability >= made
+        # "a": for one GPU alone; PTX of no kind: for all that come later.
+        later = kind != "a" and capability >= made and (capability[0] == made[0] or bool(ptx and not kind))
         if later or capability == made:
             return True
     return False

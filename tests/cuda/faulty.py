@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import re
 import shutil
@@ -66,6 +67,7 @@ def sources_with(faults: Sequence[Fault], directory: Path, fewer: bool = True) -
 def _objects(family: str, sanitizer: str, fewer: bool) -> dict[str, Path]:
     """The objects of a program without faults, by the name of the source."""
     directory = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, directory)
     sources = [*kernels_of(family, sources_with([], directory, fewer)), *runtime_of(family)]
     made = compiled(dict.fromkeys(sources, FLAGS), sanitizer, directory)
     return {source.name: path for source, path in zip(sources, made, strict=True)}

@@ -56,9 +56,9 @@ def _pairs(tasks: int) -> int:
     return tasks * (tasks + 1) // 2
 
 
-def _diagonal(tasks: int) -> int:
-    """Results that are written twice where a thread writes a pair's in both halves."""
-    return tasks
+def _halves(tasks: int) -> int:
+    """Results where a thread writes a pair's in both halves: those of the diagonal twice."""
+    return tasks**2 + tasks
 
 
 @pytest.mark.parametrize(("tasks", "shape", "dtype"), CASES, ids=str)
@@ -90,7 +90,7 @@ def test_sum_moments_of_many_tasks():
         backend.sum_moments(grads)
     size = grads[0].numel() * 4
     read, written, _ = _finish(run.launches[0].blocks, 2 * pairs * THREADS_OF_MANY)
-    results = 2 * (tasks**2 + _diagonal(tasks)) * NUMBER
+    results = 2 * _halves(tasks) * NUMBER
     assert _bytes(run) == (tasks * size + read, size + written + results)
 
 
@@ -142,9 +142,9 @@ def test_gram(tasks, lengths, dtype):
         backend.gram(_tensors(tasks, lengths, dtype), tasks)
     width = _pairs(tasks) if tasks <= 10 else _pairs(-(-tasks // 16)) * THREADS_OF_MANY
     read, written, atomics = _finish(run.launches[0].blocks, width)
-    both = 0 if tasks <= 10 else _diagonal(tasks)
+    results = tasks**2 if tasks <= 10 else _halves(tasks)
     assert run.total("atomics") == atomics
-    assert _bytes(run) == (tasks * sum(lengths) * dtype.itemsize + read, written + (tasks**2 + both) * NUMBER)
+    assert _bytes(run) == (tasks * sum(lengths) * dtype.itemsize + read, written + results * NUMBER)
 
 
 @lists
@@ -187,5 +187,5 @@ def test_sample_gram(tasks, dtype):
     read, written, _ = _finish(run.launches[0].blocks, width)
     assert _bytes(run) == (
         2100 * (tasks * dtype.itemsize + NUMBER) + read,
-        written + (tasks**2 + _diagonal(tasks)) * NUMBER,
+        written + _halves(tasks) * NUMBER,
     )

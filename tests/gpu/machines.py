@@ -53,9 +53,10 @@ MI300X = Machine(chips.MI300X, "gfx942", 64 << 10)
 @functools.cache
 def _calculator() -> ctypes.CDLL:
     source = Path(__file__).with_name("occupancy.cpp")
-    library = Path(tempfile.mkdtemp()) / "occupancy.so"
     headers = Path(triton.__file__).parent / "backends/nvidia/include"
-    subprocess.run(
-        ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{headers}", str(source), "-o", str(library)], check=True
-    )
-    return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory() as directory:  # what is loaded stays
+        library = f"{directory}/occupancy.so"
+        subprocess.run(
+            ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{headers}", str(source), "-o", library], check=True
+        )
+        return ctypes.CDLL(library)
