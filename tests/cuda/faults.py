@@ -272,7 +272,7 @@ OF_MOMENTS = [
         (MANY_TASKS, "no mask of missing gradients (many)",
          "task < p.tasks && (p.present >> task & 1)", "task < p.tasks", CRASH),
         (MANY_TASKS, "a sample after the last", "if (sample + 1 < last) load();", "load();", OUTSIDE),
-        (MANY_TASKS, "one tile for all samples", "turn ^= 1;\n#pragma unroll", "\n#pragma unroll", RACE),
+        (MANY_TASKS, "one tile for all samples", "turn ^= 1;\n    float x", "float x", RACE),
         (MANY_TASKS, "sums stored beyond the positions",
          "< kAcross && position < p.positions.count)", "< kAcross)", OUTSIDE),
         (MANY_TASKS, "sums over one task too few", "k < p.tasks; ++k) total", "k < p.tasks - 1; ++k) total", VALUES),
@@ -299,6 +299,10 @@ OF_MOMENTS = [
     ),
     Fault(
         "sum_moments", MANY_TASKS, "bfloat16 as float16", "give<Dtype::bf16>(x)", "give<Dtype::f16>(x)", VALUES,
+        all_cases=True,
+    ),
+    Fault(
+        "sum_moments", MANY_TASKS, "8 numbers of 16 bits in place of 4", "(together(dtype) ? n * V : 0)", "0", VALUES,
         all_cases=True,
     ),
 ]  # fmt: skip

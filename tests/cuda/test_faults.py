@@ -76,6 +76,7 @@ aligned, an index that an array does not have; the program itself sees values th
 | samples shared where there are no positions   |           |              |          | values      |                  |
 | lanes of many tasks                           |           |              |          | values      |                  |
 | bfloat16 as float16                           |           |              |          | values      |                  |
+| 8 numbers of 16 bits in place of 4            |           |              |          | values      |                  |
 | a loss that is not there                      |           |              |          |             | values           |
 | a message without its head                    |           |              |          |             | values           |
 | weights as if they lay beside each other      |           |              |          |             | values           |

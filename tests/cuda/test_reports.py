@@ -52,7 +52,7 @@ WIDE_LOADS = {
     "moments_few_kernel<4, [48]>": 4,
     "moments_few_kernel<8, [48]>": 8,
     "moments_few_kernel<10, 4>": 10,  # of float32; of 16 bits, 8 bytes
-    "moments_many_kernel<*>": 2,
+    "moments_many_kernel<*>": 4,
     "gram_few_kernel<*, 4, 1>": 4,
     "gram_few_kernel<*, 7, 1>": 7,
     "gram_few_kernel<*, 10, 1>": 10,

@@ -52,20 +52,42 @@ __device__ __forceinline__ void add_products(const Tile<R>& tile, float* pairs) 
   for (int pair = 0; pair < pairs_of(R); ++pair) pairs[pair] += parts[pair];
 }
 
-// V numbers of any dtype as they lie in memory: a dtype of its own for every kernel would take long to compile.
-template <int V>
-struct AnyPacket {
-  uint32_t words[V] = {};
+__device__ __forceinline__ void store_number(Dtype dtype, float x, char* to) {
+  if (dtype == Dtype::f32) {
+    *reinterpret_cast<float*>(to) = x;
+  } else {
+    *reinterpret_cast<uint16_t*>(to) = dtype == Dtype::bf16 ? from_float<Dtype::bf16>(x) : from_float<Dtype::f16>(x);
+  }
+}
 
-  __device__ void load(Dtype dtype, const char* from) {
+// A thread's numbers of a tile, as they lie in memory: single ones, or packets of four. 16 bytes are read at once: a
+// packet of float32, or both packets of 16 bits, which are then neighbours in a row. A dtype of its own for every
+// kernel would take long to compile.
+template <int R, int V>
+struct Numbers {
+  static constexpr int kCount = kNumbers / V, kAcross = kColumns<R> / V;
+  static constexpr int kHalves = V == 4 ? 8 : 1;  // numbers of 16 bits that are read at once
+  uint32_t words[kNumbers] = {};
+
+  __device__ static bool together(Dtype dtype) { return V == 4 && dtype != Dtype::f32; }
+  __device__ static int column(Dtype dtype) {
+    return static_cast<int>(threadIdx.x) % (together(dtype) ? kAcross / 2 : kAcross) * (together(dtype) ? 2 * V : V);
+  }
+  // The task of packet n.
+  __device__ static int row(Dtype dtype, int n) {
+    const int thread = threadIdx.x;
+    return together(dtype) ? thread / (kAcross / 2) : (thread + n * kThreads) / kAcross;
+  }
+
+  __device__ void load(Dtype dtype, int n, const char* from) {
     if (dtype == Dtype::f32) {
-      take(Packet<Dtype::f32, V>::load(from));
+      take(n, Packet<Dtype::f32, V>::load(from));
     } else {
-      take(Packet<Dtype::bf16, V>::load(from));
+      take(n, Packet<Dtype::bf16, kHalves>::load(from));
     }
   }
 
-  __device__ void get(Dtype dtype, float (&x)[V]) const {
+  __device__ void get(Dtype dtype, float (&x)[kNumbers]) const {
     if (dtype == Dtype::f32) {
       give<Dtype::f32>(x);
     } else if (dtype == Dtype::bf16) {
@@ -75,46 +97,33 @@ struct AnyPacket {
     }
   }
 
+  __device__ static void store(Dtype dtype, const float* x, Tile<R>& tile) {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      if (row(dtype, n) >= kSide * R) return;
+      float* to = &tile.rows[row(dtype, n)][column(dtype) + (together(dtype) ? n * V : 0)];
+      if constexpr (V == 1) *to = x[n];
+      if constexpr (V == 4) *reinterpret_cast<float4*>(to) = float4{x[4 * n], x[4 * n + 1], x[4 * n + 2], x[4 * n + 3]};
+    }
+  }
+
  private:
   template <class Read>
-  __device__ void take(const Read& read) {
-    constexpr int kWords = sizeof(read.words) / 4;
+  __device__ void take(int n, const Read& read) {
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = read.words[i];
+    for (int i = 0; i < V; ++i) words[n * V + i] = read.words[i];
   }
 
   template <Dtype D>
-  __device__ void give(float (&x)[V]) const {
-    Packet<D, V> packet;
-    constexpr int kWords = sizeof(packet.words) / 4;
+  __device__ void give(float (&x)[kNumbers]) const {
+    constexpr int kOnce = D == Dtype::f32 ? V : kHalves;
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) packet.words[i] = words[i];
+    for (int i = 0; i < kNumbers; ++i) {
+      Packet<D, kOnce> packet;
 #pragma unroll
-    for (int v = 0; v < V; ++v) x[v] = packet.get(v);
-  }
-};
-
-__device__ __forceinline__ void store_number(Dtype dtype, float x, char* to) {
-  if (dtype == Dtype::f32) {
-    *reinterpret_cast<float*>(to) = x;
-  } else {
-    *reinterpret_cast<uint16_t*>(to) = dtype == Dtype::bf16 ? from_float<Dtype::bf16>(x) : from_float<Dtype::f16>(x);
-  }
-}
-
-// A thread's numbers of a tile: packets of V positions, packet n that of task row(n), all at one column.
-template <int R, int V>
-struct Packets {
-  static constexpr int kCount = kNumbers / V, kAcross = kColumns<R> / V;
-
-  __device__ static int column() { return static_cast<int>(threadIdx.x) % kAcross * V; }
-  __device__ static int row(int n) { return (static_cast<int>(threadIdx.x) + n * kThreads) / kAcross; }
-
-  __device__ static void store(int n, const float* x, Tile<R>& tile) {
-    if (row(n) >= kSide * R) return;
-    float* to = &tile.rows[row(n)][column()];
-    if constexpr (V == 1) *to = x[0];
-    if constexpr (V == 4) *reinterpret_cast<float4*>(to) = float4{x[0], x[1], x[2], x[3]};
+      for (int j = 0; j < V; ++j) packet.words[j] = words[i / kOnce * V + j];
+      x[i] = packet.get(i % kOnce);
+    }
   }
 };
 
@@ -124,32 +133,34 @@ struct Packets {
 template <int R, int V>
 __device__ __forceinline__ void sum_samples(const SumMoments& p, int64_t i_tile, int64_t first, int64_t last,
                                             Tile<R>* tiles, int& turn, float* q, float* sums) {
-  using Own = Packets<R, V>;
+  using Read = Numbers<R, V>;
   constexpr int kAcross = kColumns<R>;
   const int size = p.dtype == Dtype::f32 ? 4 : 2;
-  const int64_t own = i_tile * kAcross + Own::column();
+  const int64_t own = i_tile * kAcross + Read::column(p.dtype);
   const Coordinates coordinates = coordinates_of(p.positions, own);
-  const char* from[Own::kCount];  // null: nothing arrives
+  const char* from[Read::kCount];  // null: nothing arrives
 #pragma unroll
-  for (int n = 0; n < Own::kCount; ++n) {
-    const int task = Own::row(n);
+  for (int n = 0; n < Read::kCount; ++n) {
+    const int task = Read::row(p.dtype, n);
     from[n] = nullptr;
+    if (n > 0 && Read::together(p.dtype)) continue;
     if (own < p.positions.count && task < p.tasks && (p.present >> task & 1)) {
       const Place& place = p.grads[task];
       from[n] = place.data + (offset_of(place, p.positions, coordinates) + first * place.sample_stride) * size;
     }
   }
   const int column = threadIdx.x % kAcross;
-  const int64_t position = i_tile * kAcross + column;
+  // The lower half alone takes the column: a sum would keep both halves of one in registers.
+  const int64_t position = i_tile * kAcross | static_cast<unsigned>(column);
   char* const to = p.total.data + offset_of(p.total, p.positions, coordinates_of(p.positions, position)) * size;
 
-  AnyPacket<V> read[Own::kCount];
+  Read read;
   const auto load = [&] {
 #pragma unroll
-    for (int n = 0; n < Own::kCount; ++n) {
+    for (int n = 0; n < Read::kCount; ++n) {
       if (from[n] == nullptr) continue;
-      read[n].load(p.dtype, from[n]);
-      from[n] += p.grads[Own::row(n)].sample_stride * size;
+      read.load(p.dtype, n, from[n]);
+      from[n] += p.grads[Read::row(p.dtype, n)].sample_stride * size;
     }
   };
   if (first < last) load();
@@ -157,14 +168,11 @@ __device__ __forceinline__ void sum_samples(const SumMoments& p, int64_t i_tile,
   for (int64_t sample = first; sample < last; ++sample) {
     Tile<R>& tile = tiles[turn];
     turn ^= 1;
+    float x[kNumbers];
+    read.get(p.dtype, x);
 #pragma unroll
-    for (int n = 0; n < Own::kCount; ++n) {
-      float x[V];
-      read[n].get(p.dtype, x);
-#pragma unroll
-      for (int v = 0; v < V; ++v) sums[n * V + v] += x[v];
-      Own::store(n, x, tile);
-    }
+    for (int i = 0; i < kNumbers; ++i) sums[i] += x[i];
+    Read::store(p.dtype, x, tile);
     __syncthreads();
     if (sample + 1 < last) load();
     // The sum over tasks, in their order: other warps for each sample, as this takes few of them.
@@ -176,12 +184,6 @@ __device__ __forceinline__ void sum_samples(const SumMoments& p, int64_t i_tile,
     }
     add_products(tile, q);
   }
-}
-
-template <int R, int V>
-__device__ __forceinline__ void store_sums(const float* sums, Tile<R>& tile) {
-#pragma unroll
-  for (int n = 0; n < Packets<R, V>::kCount; ++n) Packets<R, V>::store(n, sums + n * V, tile);
 }
 
 // Reads each gradient once and writes the sum once. A block takes all samples of its tiles of positions, or a share of
@@ -210,9 +212,9 @@ __global__ void __launch_bounds__(kThreads, 2) moments_many_kernel(const __grid_
       if (!finish_own<kThreads>(samples, split, kPairs + kNumbers, own)) return;
     }
     if (p.vector) {
-      store_sums<R, 4>(sums, tiles[turn]);
+      Numbers<R, 4>::store(p.dtype, sums, tiles[turn]);
     } else {
-      store_sums<R, 1>(sums, tiles[turn]);
+      Numbers<R, 1>::store(p.dtype, sums, tiles[turn]);
     }
     __syncthreads();
     add_products(tiles[turn], m);
