@@ -8,7 +8,7 @@ from torch import Tensor
 from fastmtl.backends.triton import configs
 from fastmtl.backends.triton.chips import chip_of
 from fastmtl.backends.triton.kernels import gnr as kernels
-from fastmtl.backends.triton.kernels.max_min import ROWS
+from fastmtl.backends.triton.kernels.max_min_many import ROWS
 from fastmtl.backends.triton.launching import OPTIONS, power_of_two
 from fastmtl.backends.triton.workspace import workspace
 
@@ -19,7 +19,7 @@ def width(tasks: int) -> int:
 
 
 def scratch_size(tasks: int) -> int:
-    """Float64 numbers that `kernels.max_min` takes."""
+    """Float64 numbers of `kernels.max_min_many`; `kernels.max_min_few` takes less."""
     return (4 * width(tasks) + ROWS.value) * width(tasks)
 
 

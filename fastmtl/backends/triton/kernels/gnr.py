@@ -3,131 +3,9 @@
 import triton
 import triton.language as tl
 
-from fastmtl.backends.triton.kernels.max_min import (
-    AT_ONCE,
-    UNITS,
-    by_memory,
-    load_rows,
-    load_vector,
-    max_min,
-    semidefinite,
-    square,
-    store_vector,
-)
-from fastmtl.backends.triton.kernels.numbers import LARGEST, SMALLEST, all_of, at_least, is_finite
-
-_ROUNDING = tl.constexpr(1e-6)  # a variance below this times the mean square is float32 rounding
-_SHARES = tl.constexpr(9)  # from 1 / accumulation to 1: how little of the sampling noise may be left in an update
-
-
-@triton.jit
-def _all_pairs(condition):
-    return all_of(tl.min(condition.to(tl.int32), 1))
-
-
-@triton.jit
-def _noise_left(p_scratch, active, accumulation, P: tl.constexpr):
-    """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
-
-    R and E of the scratch are S and the noise of a micro-batch, in units that make the diagonal of their sum 1.
-    """
-    left = tl.full([], 1.0, tl.float64)
-    tried = 0
-    while tried < _SHARES - 1:
-        exponent = tl.cast(tried, tl.float64) / (_SHARES - 1) - 1
-        share = tl.exp(exponent * tl.log(tl.cast(accumulation, tl.float64)))
-        fits = semidefinite(p_scratch, share, active, P)
-        left = tl.where(fits, share, left)
-        tried = tl.where(fits, _SHARES - 1, tried + 1)
-    return left
-
-
-@triton.jit
-def _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T: tl.constexpr, P: tl.constexpr):
-    """S and the noise of a micro-batch, in units that make the diagonal of their sum 1, transposed, go to R and E.
-
-    Returns whether all is finite. The units [P] are vector UNITS of the scratch; the next one is above 0 for the tasks to weigh.
-    ``measured``: else M is S, and there is no noise.
-    """
-    i = tl.arange(0, P)
-    o_diagonal = i * (T + 1)
-    share = tl.load(p_shares + o_diagonal, mask=present, other=1.0)
-    o_signal = tl.where(measured, 0, 2 * T * T)
-    signal = tl.load(p_averages + (o_signal + o_diagonal), mask=present, other=0.0) / share
-    alone = tl.load(p_averages + (T * T + o_diagonal), mask=present, other=0.0) / share
-    kept = measured & ~(alone <= _ROUNDING * (signal + alone))  # the rest is rounding; S + C is Q
-    second = signal + tl.where(kept, alone / samples, 0.0)
-    active = present & (second > 0)
-    d = 1 / tl.sqrt(tl.where(active, second, 1.0))
-    kinds = active.to(tl.float64) + (active & kept).to(tl.float64)
-    store_vector(p_scratch, 0, UNITS, d, P)
-    store_vector(p_scratch, 0, UNITS + 1, kinds, P)
-    tl.debug_barrier()
-    BLOCK: tl.constexpr = min(P, AT_ONCE)
-    column = i[None, :]
-    sound = 1
-    for first in range(0, P, BLOCK):
-        rows = first + tl.arange(0, BLOCK)
-        p_tile = p_scratch + (rows[:, None] * P + column)
-        o_average = column * T + rows[:, None]
-        kind = tl.minimum(load_rows(p_scratch, rows, UNITS + 1, P), kinds[None, :])
-        pairs = kind > 0
-        units = load_rows(p_scratch, rows, UNITS, P) * d[None, :]
-        units /= tl.load(p_shares + o_average, mask=pairs, other=1.0)
-        R = tl.load(p_averages + (o_signal + o_average), mask=pairs, other=0.0) * units
-        tl.store(p_tile, R)
-        E = tl.load(p_averages + (T * T + o_average), mask=kind > 1, other=0.0) / samples * units
-        tl.store(p_tile + P * P, E)
-        sound &= _all_pairs(is_finite(R) & is_finite(E)).to(tl.int32)
-    return sound != 0
-
-
-@triton.jit
-def _update_weights(
-    p_weights,
-    p_averages,
-    p_shares,
-    p_scratch,
-    present,
-    measured,  # whether the noise is
-    samples,
-    accumulation,
-    step,
-    floor,
-    T: tl.constexpr,
-    P: tl.constexpr,
-    OBJECTIVE: tl.constexpr,
-    ACCUMULATED: tl.constexpr,
-):
-    """A step of the weights towards the best ones for the averages; none where these are not finite."""
-    _, _, o = square(P)
-    i = tl.arange(0, P)
-    sound = _fill_scratch(p_averages, p_shares, p_scratch, present, measured, samples, T, P)
-    if by_memory(p_scratch, sound, P) != 0:
-        d = load_vector(p_scratch, 0, UNITS, P)
-        active = load_vector(p_scratch, 0, UNITS + 1, P) > 0
-        left = tl.full([], 1.0, tl.float64)
-        if ACCUMULATED:
-            left = _noise_left(p_scratch, active, accumulation, P)
-        signal = tl.load(p_scratch + i * (P + 1))
-        alone = tl.load(p_scratch + P * P + i * (P + 1)) * left
-        plain = tl.where(measured, alone if OBJECTIVE == "relative" else signal, signal)
-        r = 1 / tl.sqrt(tl.where(active, at_least(plain, floor * (signal + alone)), 1.0))
-        R = tl.load(p_scratch + o) * r[:, None] * r[None, :]
-        E = tl.load(p_scratch + P * P + o) * (left * r)[:, None] * r[None, :]
-        tl.debug_barrier()  # all have read
-        tl.store(p_scratch + o, R)
-        tl.store(p_scratch + P * P + o, E)
-        tl.debug_barrier()
-        store_vector(p_scratch, 0, UNITS, r * d, P)
-        v = max_min(p_scratch, active, P)
-
-        goal = tl.where(active, tl.log(v * load_vector(p_scratch, 0, UNITS, P)), 0.0)
-        now = tl.load(p_weights + i, mask=i < T, other=1.0).to(tl.float64)
-        blended = tl.where(active, tl.exp((1 - step) * tl.log(now) + step * goal), 0.0)
-        budget = T - tl.sum(tl.where(active | (i >= T), 0.0, now), 0)  # the tasks left out keep their weight
-        scaled = at_least((blended * (budget / tl.sum(blended, 0))).to(tl.float32), SMALLEST)
-        tl.store(p_weights + i, scaled, mask=active & all_of(is_finite(goal)))
+from fastmtl.backends.triton.kernels.gnr_weights import update_weights
+from fastmtl.backends.triton.kernels.max_min_many import AT_ONCE, by_memory
+from fastmtl.backends.triton.kernels.numbers import LARGEST, all_of, all_pairs, is_finite
 
 
 @triton.jit
@@ -165,7 +43,7 @@ def _moments_of(arrived, p_message, unit, has_noise, rows, T: tl.constexpr, P: t
         Q = tl.where(has_noise, Q, float("nan"))
     else:
         Q = tl.full(M.shape, float("nan"), tl.float64)
-    return M, Q, pairs, _all_pairs(fits)
+    return M, Q, pairs, all_pairs(fits)
 
 
 @triton.jit
@@ -234,10 +112,21 @@ def gnr_step(
     without = accepted & present & (own == 0)
     if OBJECTIVE != "none":
         if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
-            _update_weights(
-                p_weights, p_averages, p_shares, p_scratch, present, has_noise & (OBJECTIVE != "intertask"), samples,
-                accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED,
-            )  # fmt: skip
+            averages = (p_averages, p_shares, has_noise & (OBJECTIVE != "intertask"))
+            update_weights(
+                p_weights,
+                averages,
+                p_scratch,
+                present,
+                samples,
+                accumulation,
+                step,
+                floor,
+                T,
+                P,
+                OBJECTIVE,
+                ACCUMULATED,
+            )
 
     tl.store(p_samples, tl.cast(batch, tl.int64) * accumulation, mask=accepted)
     tl.store(p_counters, tl.load(p_counters) + accepted.to(tl.int64))

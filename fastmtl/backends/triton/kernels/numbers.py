@@ -23,3 +23,9 @@ def at_least(x, least):
 def all_of(condition):
     """Whether a condition [P] holds everywhere."""
     return tl.min(condition.to(tl.int32), 0) != 0
+
+
+@triton.jit
+def all_pairs(condition):
+    """Whether a condition [P, P] holds everywhere."""
+    return all_of(tl.min(condition.to(tl.int32), 1))
