@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # One wheel under several torch versions: its CPU tests pass under each, in an environment of its own, and its CUDA library
 # loads where torch has CUDA, without a GPU or a driver.
-# usage: wheel_check.sh DIST   with the wheel in DIST; TORCHES="2.13.0 2.14.1" to choose; environments go to build/wheel-check.
+# usage: wheel_check.sh DIST   with the wheel in DIST; TORCHES="2.13.0 2.14.1 2.11.0" to choose; environments go to build/wheel-check.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheel=$(ls "$1"/torch_fastmtl-*-py3-none-*.whl)
 [ "$(echo "$wheel" | wc -l)" = 1 ] || { echo "wheel-check: expected one wheel in $1, found: $wheel" >&2; exit 1; }
 failed=0
-for version in ${TORCHES:-2.13.0 2.14.1}; do
+for version in ${TORCHES:-2.13.0 2.14.1 2.11.0}; do
   need=$([ "$version" = 2.13.0 ] && echo 3 || echo 16)  # GiB while installing; other versions are CUDA builds
   free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
   if [ "$free" -lt "$need" ]; then
