@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard $(foreach name,csrc/*/* csrc/*/*/* tests/*/* benchmarks/*,$(name).h $(name).cpp $(name).cu))
 
-.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases wheel wheel-check clean
+.PHONY: demo test lint format types pytest bench bench-pytest bench-step bench-layers self-check gpu-check gpu-report gpu-cases triton-check wheel wheel-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.experiments.multimnist $(ARGS)
@@ -64,6 +64,10 @@ gpu-report: $(VENV)/.test
 gpu-cases: $(VENV)/.test
 	FASTMTL_ALL_CASES=1 $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile \
 	  tests/gpu tests/cuda tests/ops/test_backends.py -k "gpu or cuda or triton" $(ARGS)
+
+# What other versions of Triton make of the kernels.
+triton-check: $(VENV)/.test
+	bash tests/triton_check.sh $(BIN)/python $(ARGS)
 
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
