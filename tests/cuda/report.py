@@ -29,6 +29,7 @@ class Line:
     kernel: str  # with its template's arguments, see `readable`
     machine: Machine
     threads: int  # of a block, at most
+    promised: int  # blocks that a processor is to hold at once, by the kernel's launch bounds
     registers: int  # of a thread
     stack: int  # bytes of local memory of a thread: spills, and arrays that are indexed at run time
     spill_stores: int  # bytes
@@ -119,7 +120,8 @@ def _numbers(pattern: str, text: str, what: str) -> tuple[int, ...]:
 def lines_of(source: Path, machine: Machine) -> list[Line]:
     """All kernels of a file, compiled for one machine."""
     ptx, said, code = _assembled(source, machine.target)
-    threads = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx))
+    bounds = r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)[\d, ]*\s*(?:\.minnctapersm (\d+))?"
+    launches = {symbol: (int(threads), int(blocks or 1)) for symbol, threads, blocks in re.findall(bounds, ptx)}
     parts = re.split(r"Compiling entry function '(\w+)' for '\w+'", said)[1:]
     instructions = dict(re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\.text\.|\Z)", code, re.MULTILINE | re.DOTALL))
     lines = []
@@ -135,7 +137,7 @@ def lines_of(source: Path, machine: Machine) -> list[Line]:
                 source.name,
                 readable(symbol),
                 machine,
-                int(threads.get(symbol, 1024)),
+                *launches.get(symbol, (1024, 1)),
                 registers,
                 stack,
                 stores,

@@ -102,6 +102,13 @@ def test_registers_are_within_budget(source, machine):
 
 
 @EACH
+def test_as_many_blocks_fit_as_launch_bounds_promise(source, machine):
+    """By CUDA's own calculator, with their shared memory."""
+    for line in lines(source, machine):
+        assert line.resident >= line.promised, line
+
+
+@EACH
 def test_accesses_of_16_bytes(source, machine):
     for line in lines(source, machine):
         assert line.wide_loads >= (of_kernel(WIDE_LOADS, line) or 0), line
