@@ -122,7 +122,6 @@ def _evaluate(p_scratch, zero, P: tl.constexpr):
 @triton.jit
 def _hessian(p_scratch, zero, convex, sum_c, sum_D, steps, P: tl.constexpr):
     """H [i, j] of the scratch: the Hessian of the Lagrangian, or its convex part (1), some rows after others."""
-    BLOCK: tl.constexpr = min(P, AT_ONCE)
     i = tl.arange(0, P) + zero
     column = i[None, :]
     c = load_vector(p_scratch, zero, _C, P)
@@ -130,11 +129,11 @@ def _hessian(p_scratch, zero, convex, sum_c, sum_D, steps, P: tl.constexpr):
     D = load_vector(p_scratch, zero, _D, P)
     J1 = load_vector(p_scratch, zero, _J1, P)
     diagonal = load_vector(p_scratch, zero, _DIAGONAL + convex, P)
-    for first in range(zero, P + zero, BLOCK):
-        rows = first + tl.arange(0, BLOCK)
+    for first in range(zero, P + zero, AT_ONCE):
+        rows = first + tl.arange(0, AT_ONCE)
         row = rows[:, None]
         p_tile = p_scratch + (row * P + column)
-        H = tl.zeros([BLOCK, P], tl.float64)
+        H = tl.zeros([AT_ONCE, P], tl.float64)
         for k in range(steps):
             p_q = p_scratch + (2 * P * P + k * P)
             factor = tl.load(p_scratch + ((3 * P + _FACTOR + convex) * P + k))
