@@ -158,9 +158,9 @@ def subjects() -> Iterator[Subject]:
         yield _sums("sum_norms", 64, dtype, "features", (32, 256, 56, 56), wide=False)
         yield _sums("sum_moments", 3, dtype, "split", (4096, 512), wide=True)
         yield _sums("sum_moments", 10, dtype, "split", (4096, 512), wide=False)
-        for op in ("sum_norms_update", "sum_moments_update"):
-            for tasks in (3, 10):
-                yield _sums_with_update(op, tasks, dtype)
+        for op, tasks in [("sum_norms_update", (3, 10)), ("sum_moments_update", (3, 10, 16, 40))]:
+            for count in tasks:
+                yield _sums_with_update(op, count, dtype)
         for tasks in (3, 10, 40):
             for op in ("gram", "squared_norms", "weighted_sum"):
                 yield _lists(op, tasks, dtype)

@@ -37,8 +37,8 @@ class GNRStep:
         """Numbers of workspace that it takes."""
         return 0 if self.update is None else 2 * gnr.scratch_size(self.tasks)
 
-    def arguments(self, M: Tensor, scratch: Tensor) -> dict[str, Any]:
-        """What the kernels take for it; where none follows, what they do not read."""
+    def arguments(self, M: Tensor, scratch: Tensor, warps: int) -> dict[str, Any]:
+        """What the kernels, of that many warps a program, take for it; where none follows, what they do not read."""
         if self.update is None:
             values: tuple[Any, ...] = (M, (M,) * 7, M, 0, 0, 0.0, 0.0, 0.0)
             loss_sum, objective, accumulation = False, "none", 1
@@ -53,4 +53,5 @@ class GNRStep:
             "LOSS_SUM": loss_sum,
             "OBJECTIVE": objective,
             "ACCUMULATED": accumulation > 1,
+            "IN_REGISTERS": gnr.in_registers(self.tasks, warps),
         }

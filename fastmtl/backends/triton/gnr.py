@@ -28,6 +28,11 @@ def warps(tasks: int) -> int:
     return 1 if tasks <= 8 else 4 if tasks <= 32 else 8
 
 
+def in_registers(tasks: int, warps: int) -> bool:
+    """Whether the solver holds its matrices in registers: some ten of them, with at most two float64 numbers a thread."""
+    return width(tasks) ** 2 <= 2 * 32 * warps
+
+
 def gnr_update(
     M: Tensor,
     Q: Tensor | None,
@@ -71,6 +76,7 @@ def gnr_update(
         LOSS_SUM=loss_sum,
         OBJECTIVE=objective,
         ACCUMULATED=accumulation > 1,
+        IN_REGISTERS=in_registers(tasks, warps(tasks)),
         num_warps=warps(tasks),
         **configs.limited(configs.registers_left(chip_of(weights.device), 1)),
         **OPTIONS,

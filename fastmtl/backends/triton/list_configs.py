@@ -8,7 +8,7 @@ from fastmtl.backends.triton import configs
 from fastmtl.backends.triton.chips import Chip
 from fastmtl.backends.triton.configs import LEAST_REGISTERS, filling, resident
 from fastmtl.backends.triton.launching import Programs, power_of_two
-from fastmtl.backends.triton.rows import rows_of
+from fastmtl.backends.triton.rows import LEAST_ROWS, rows_of
 
 # Pointers of a launch: 1 KiB of the 4 KiB that its arguments may take, and as many scalar choices for each column that a
 # program meets. More would save launches of models with more tensors, and take longer to compile.
@@ -38,49 +38,57 @@ def sum_registers(tasks: int) -> int:
 
 
 @dataclass(frozen=True)
-class RowConfig:
-    """Tiles [``rows``, ``positions``], a row for each task, and the programs that share them."""
+class Tiles:
+    """How `gram` of many tasks reads them: ``count`` tiles of ``rows`` tasks and ``positions``, multiplied in pairs."""
 
     rows: int
+    count: int
     positions: int
     warps: int
     stages: int
-    programs: Programs
+    registers: int  # of a thread, as compilers report them
+    limit: int | None = None  # the most of a thread
+
+    @property
+    def partial(self) -> int:
+        """Numbers of a program's partial results."""
+        return self.count * (self.count + 1) // 2 * self.rows**2
 
     @property
     def options(self) -> dict[str, int]:
         """For the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return {"num_warps": self.warps, "num_stages": self.stages} | configs.limited(self.limit)
 
 
-def _programs(chip: Chip, blocks: int, block_bytes: int, in_flight: int, partial: int, most: int) -> Programs:
-    """Enough programs to keep the memory busy, each with eight times as much to read as it writes partial results."""
-    a_processor = min(most, filling(chip, in_flight))
-    worth = blocks * block_bytes // (8 * 4 * partial)
-    return Programs(max(1, min(blocks, chip.processors * a_processor, worth)))
+def gram_tiles(chip: Chip, tasks: int, itemsize: int) -> Tiles:
+    """Tiles of up to 128 bytes a row, four sectors side by side; their products are chains short enough for tensor cores.
 
+    Of up to 16 tasks, the least rows of tensor cores, a warp by itself multiplies a tile: no warp waits for another one.
 
-def gram_rows(chip: Chip, tasks: int, itemsize: int) -> tuple[int, int, int, int]:
-    """Rows, positions, warps and stages of a tile for products.
+    Float32 products take three times the multiplications: those of rows past the last task and of the upper triangle would
+    take longer than the memory. So of up to 48 tasks a warp multiplies the lower pairs of tiles of 16. Operands are held as
+    two tf32 parts, those of three tiles only for half as many positions; the limit is what the assembler needs to spill none.
 
-    A row is 128 bytes, four sectors side by side: 64 half-precision or 32 float32 positions, also a chain of products
-    that is short enough for tensor cores. Three stages: two tiles are under way to shared memory while one is multiplied.
-    Four warps: more would wait for each other at every step of a product, where other programs could go on.
+    Else all tasks are one tile of four warps: more would wait for each other at every step. Several stages, so that tiles are
+    under way to shared memory while one is multiplied.
     """
+    count, positions = -(-tasks // LEAST_ROWS), 128 // itemsize
+    if count == 1:
+        return Tiles(LEAST_ROWS, 1, positions, 1, 3, 128)
+    if itemsize == 4 and count <= 3:
+        return Tiles(
+            LEAST_ROWS, count, positions if count == 2 else positions // 2, 1, 3, 232, 232 if chip.limits else None
+        )
     rows = rows_of(tasks)
-    return rows, 128 // itemsize, 4, 3
+    if itemsize == 4:
+        return Tiles(rows, 1, positions, 4, 3, 255, 255 if chip.limits else None)
+    return Tiles(rows, 1, positions, 4, 4, 128 if rows < 64 else 168)
 
 
-def gram_config(chip: Chip, tasks: int, itemsize: int, shape: tuple[int, int, int, int], blocks: int) -> RowConfig:
-    """For ``blocks`` tiles of ``shape``, see `gram_rows`."""
-    rows, positions, warps, stages = shape
-    tile = tasks * positions * itemsize
-    # Float32 values are held as two tf32 parts, for both sides of the product.
-    registers = 128 if rows < 64 else 240 if itemsize == 4 else 168
-    return RowConfig(
-        rows,
-        positions,
-        warps,
-        stages,
-        _programs(chip, blocks, tile, (stages - 1) * tile, rows * rows, resident(chip, registers, warps)),
-    )
+def gram_programs(chip: Chip, tasks: int, itemsize: int, tiles: Tiles, blocks: int) -> Programs:
+    """Enough programs to keep the memory busy, each with eight times as much to read as it writes partial results."""
+    block_bytes = tasks * tiles.positions * itemsize
+    in_flight = (tiles.stages - 1) * block_bytes
+    a_processor = min(resident(chip, tiles.registers, tiles.warps), filling(chip, in_flight))
+    worth = blocks * block_bytes // (8 * 4 * tiles.partial)
+    return Programs(max(1, min(blocks, chip.processors * a_processor, worth)))

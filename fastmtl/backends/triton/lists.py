@@ -242,37 +242,11 @@ def _few(
 
 def _gram_many(group: _Group, result: Tensor, accumulate: bool) -> None:
     chip, tasks, itemsize = chip_of(result.device), result.shape[0], group.like.element_size()
-    shape = list_configs.gram_rows(chip, tasks, itemsize)
-    ends, tails, blocks = group.blocks(shape[1])
-    config = list_configs.gram_config(chip, tasks, itemsize, shape, blocks)
-    _many(
-        lists_many.gram_many,
-        group,
-        result,
-        accumulate,
-        ends,
-        tails,
-        blocks,
-        config,
-        config.rows**2,
-        PRECISION=precision_of(chip),
-    )
-
-
-def _many(
-    kernel: Any,
-    group: _Group,
-    result: Tensor,
-    accumulate: bool,
-    ends: tuple[int, ...],
-    tails: tuple[int, ...],
-    blocks: int,
-    config: list_configs.RowConfig,
-    WIDTH: int,
-    **constants: Any,
-) -> None:
-    partials, tickets = workspace(result.device, config.programs.partials(WIDTH))
-    kernel[(config.programs.count,)](
+    tiles = list_configs.gram_tiles(chip, tasks, itemsize)
+    ends, tails, blocks = group.blocks(tiles.positions)
+    programs = list_configs.gram_programs(chip, tasks, itemsize, tiles, blocks)
+    partials, tickets = workspace(result.device, programs.partials(tiles.partial))
+    lists_many.gram_many[(programs.count,)](
         group.tensors,
         result,
         partials,
@@ -281,16 +255,17 @@ def _many(
         ends,
         tails,
         int(accumulate),
-        config.programs.count,
-        config.programs.group,
+        programs.count,
+        programs.group,
         blocks,
         **group.geometry,
+        R=tiles.rows,
+        TILES=tiles.count,
+        K=tiles.positions,
         V=width(group.like),
-        T_PAD=config.rows,
-        K=config.positions,
-        ROWS=rows_for(WIDTH),
-        **constants,
-        **config.options,
+        ROWS=rows_for(tiles.rows**2),
+        PRECISION=precision_of(chip),
+        **tiles.options,
         **OPTIONS,
     )
 

@@ -25,11 +25,12 @@ class RowConfig:
     columns: int
     warps: int
     programs: Programs
+    stages: int  # 1: other programs of the processor load meanwhile
 
     @property
     def options(self) -> dict[str, int]:
-        """For the launch. One stage: other programs of the processor load meanwhile."""
-        return {"num_warps": self.warps, "num_stages": 1}
+        """For the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
     def rows_for(self, width: int) -> int:
         """Rows of partial results that are read at a time: at most 16 numbers a thread, where a row is no longer."""
@@ -56,6 +57,7 @@ def streaming_rows(
     tile_bytes: int,
     tiles: int,
     registers: int,
+    stages: int = 1,
     units: int | None = None,
 ) -> RowConfig:
     """Programs that read row tiles, as `configs.streaming`.
@@ -65,7 +67,7 @@ def streaming_rows(
     # No processor holds more than 16 of these by their memory.
     a_processor = min(resident(chip, registers, warps), 16, filling(chip, tile_bytes))
     most = min(-(-tiles // 4), tiles if units is None else units)
-    return RowConfig(columns, warps, Programs(max(1, min(most, chip.processors * a_processor))))
+    return RowConfig(columns, warps, Programs(max(1, min(most, chip.processors * a_processor))), stages)
 
 
 def warps_of(rows: int) -> int:

@@ -115,7 +115,7 @@ def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None
         inputs.present,
         **config.sharing,
         **inputs.samples,
-        **step.arguments(M, memory.narrow(0, 0, step.scratch)),
+        **step.arguments(M, memory.narrow(0, 0, step.scratch), config.warps),
         **own,
         T=tasks,
         N=config.rows,

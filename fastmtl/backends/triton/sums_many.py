@@ -59,20 +59,23 @@ def sum_moments(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     total, tasks, TASKS = inputs.total, inputs.tasks, rows_of(inputs.tasks)
     chip, batch, WIDTH = chip_of(total.device), total.shape[0], 2 * TASKS * TASKS
     K, warps = columns_of(inputs.tensors), warps_of(TASKS)
+    stages = 1
     if TASKS == 64:  # both matrices and the sums over the samples stay in registers: a wider tile would spill
         K = min(K, 32)
+        # Few programs fit. On an H200 two more 16-bit tiles under way save a quarter; for float32 and up to 16 tasks they cost.
+        stages = 1 if total.element_size() == 4 else 3
     blocks = -(-inputs.layout.positions // K)
     tile_bytes = K * tasks * total.element_size()
     # As compilers report them: float32 values are held as two tf32 parts.
     registers = 168 if step.update is None and (TASKS < 64 or total.element_size() < 4) else 240
-    config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers)
+    config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers, stages)
     splits = configs.splits_of(config.programs.count, blocks, batch)
     if splits > 1:
         kernel, programs = kernels.sum_moments_many_split, blocks * splits
         sharing = {"splits": splits, "blocks": blocks}
         numbers = (programs + blocks) * WIDTH + programs * TASKS * K
     else:
-        config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers, units=blocks)
+        config = streaming_rows(chip, K, warps, tile_bytes, blocks * batch, registers, stages, units=blocks)
         kernel, programs = kernels.sum_moments_many, config.programs.count
         sharing = {"programs": programs, "group": config.programs.group}
         numbers = config.programs.partials(WIDTH)
@@ -93,7 +96,7 @@ def sum_moments(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
         inputs.present,
         **sharing,
         **layout,
-        **step.arguments(M, memory.narrow(0, 0, step.scratch)),
+        **step.arguments(M, memory.narrow(0, 0, step.scratch), config.warps),
         T=tasks,
         TASKS=TASKS,
         K=K,

@@ -22,8 +22,8 @@ def is_last(p_ticket, count):
 
 
 @triton.jit
-def sum_rows(p_rows, first, count, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """[WIDTH]: rows first ... first + count - 1 of a matrix with WIDTH columns, added in a fixed order.
+def sum_rows(p_rows, first, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr = 1):
+    """[WIDTH]: the first columns of rows first ... first + count - 1 of a matrix of PARTS * WIDTH, added in a fixed order.
 
     Volatile: another program of this launch wrote them.
     """
@@ -31,7 +31,7 @@ def sum_rows(p_rows, first, count, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for i in range(0, count, ROWS):
         i_row = i + tl.arange(0, ROWS)[:, None]
-        p = p_rows + (first + i_row).to(tl.int64) * WIDTH + o_column
+        p = p_rows + (first + i_row).to(tl.int64) * (PARTS * WIDTH) + o_column
         total += tl.load(p, mask=i_row < count, other=0.0, volatile=True)
     return tl.sum(total, 0)
 
@@ -60,3 +60,22 @@ def finish(values, p_partials, p_tickets, i_program, programs, group, WIDTH: tl.
         if last:
             total = sum_rows(p_partials, programs, groups, WIDTH, ROWS)
     return last, total
+
+
+@triton.jit
+def finish_parts(
+    p_partials, p_tickets, i_program, programs, group, PARTS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):
+    """As `finish` of a row of PARTS * WIDTH values, more than registers hold, that each program has stored.
+
+    Whether this program is the last of all: then the sums of the groups are rows from ``programs`` on.
+    """
+    i_group = i_program // group
+    members = tl.minimum(group, programs - i_group * group)
+    last = is_last(p_tickets + 1 + i_group, members)
+    if last:
+        for i_part in range(PARTS):
+            part = sum_rows(p_partials + i_part * WIDTH, i_group * group, members, WIDTH, ROWS, PARTS)
+            store_row(p_partials, (programs + i_group) * PARTS + i_part, part, WIDTH)
+        last = is_last(p_tickets, tl.cdiv(programs, group))
+    return last

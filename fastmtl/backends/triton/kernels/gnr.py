@@ -68,6 +68,7 @@ def gnr_step(
     LOSS_SUM: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,  # accumulation > 1
+    IN_REGISTERS: tl.constexpr,  # see `update_weights`
 ):
     """As `fastmtl.backends.reference.gnr_update`, line by line, in float64; all threads of one program call it."""
     p_weights, p_moments, p_averages, p_shares, p_samples, p_counters, p_task_counters = p_state
@@ -114,19 +115,9 @@ def gnr_step(
         if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
             averages = (p_averages, p_shares, has_noise & (OBJECTIVE != "intertask"))
             update_weights(
-                p_weights,
-                averages,
-                p_scratch,
-                present,
-                samples,
-                accumulation,
-                step,
-                floor,
-                T,
-                P,
-                OBJECTIVE,
-                ACCUMULATED,
-            )
+                p_weights, averages, p_scratch, present, samples, accumulation, step, floor,
+                T, P, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+            )  # fmt: skip
 
     tl.store(p_samples, tl.cast(batch, tl.int64) * accumulation, mask=accepted)
     tl.store(p_counters, tl.load(p_counters) + accepted.to(tl.int64))
@@ -140,13 +131,13 @@ def gnr_step(
 @triton.jit
 def gnr_step_of_moments(
     p_M, p_Q, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor, T: tl.constexpr, P: tl.constexpr,
-    LOSS_SUM: tl.constexpr, OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
+    LOSS_SUM: tl.constexpr, OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr, IN_REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """`gnr_step` of M and Q that this program has just stored, [T, T]."""
     tl.debug_barrier()  # all threads have stored
     gnr_step(
         p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor,
-        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
     )  # fmt: skip
 
 
@@ -176,9 +167,10 @@ def gnr_update(
     LOSS_SUM: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
 ):
     """One program."""
     gnr_step(
         p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, p_state, p_scratch,
-        batch, accumulation, decay, step, floor, T, P, HAS_Q, LOSS_SUM, OBJECTIVE, ACCUMULATED,
+        batch, accumulation, decay, step, floor, T, P, HAS_Q, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.interior import diagonal_of, semidefinite, square
-from fastmtl.backends.triton.kernels.max_min_few import FEW, max_min_few
+from fastmtl.backends.triton.kernels.max_min_few import max_min_few
 from fastmtl.backends.triton.kernels.max_min_many import (
     AT_ONCE,
     UNITS,
@@ -21,11 +21,11 @@ _SHARES = tl.constexpr(9)  # from 1 / accumulation to 1: how little of the sampl
 
 
 @triton.jit
-def _noise_left(p_scratch, R, E, active, accumulation, P: tl.constexpr):
+def _noise_left(p_scratch, R, E, active, accumulation, P: tl.constexpr, IN_REGISTERS: tl.constexpr):
     """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
 
-    R and E are S and the noise of a micro-batch, in units that make the diagonal of their sum 1; of many tasks they are in the
-    scratch.
+    R and E are S and the noise of a micro-batch, in units that make the diagonal of their sum 1; they are in the scratch
+    unless IN_REGISTERS.
     """
     _, _, o = square(P)
     left = tl.full([], 1.0, tl.float64)
@@ -33,7 +33,7 @@ def _noise_left(p_scratch, R, E, active, accumulation, P: tl.constexpr):
     while tried < _SHARES - 1:
         exponent = tl.cast(tried, tl.float64) / (_SHARES - 1) - 1
         share = tl.exp(exponent * tl.log(tl.cast(accumulation, tl.float64)))
-        if P <= FEW:
+        if IN_REGISTERS:
             A = R + share * E
         else:
             A = tl.load(p_scratch + o) + share * tl.load(p_scratch + P * P + o)
@@ -107,7 +107,7 @@ def _update_few(
         active = kinds > 0
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
-            left = _noise_left(p_scratch, R, E, active, accumulation, P)
+            left = _noise_left(p_scratch, R, E, active, accumulation, P, True)
         r = _scales(diagonal_of(R, P), diagonal_of(E, P) * left, active, averages[2], floor, OBJECTIVE)
         R *= r[:, None] * r[None, :]
         E *= (left * r)[:, None] * r[None, :]
@@ -141,7 +141,7 @@ def _update_many(
         active = load_vector(p_scratch, 0, UNITS + 1, P) > 0
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
-            left = _noise_left(p_scratch, 0.0, 0.0, active, accumulation, P)
+            left = _noise_left(p_scratch, 0.0, 0.0, active, accumulation, P, False)
         signal = tl.load(p_scratch + i * (P + 1))
         alone = tl.load(p_scratch + P * P + i * (P + 1)) * left
         r = _scales(signal, alone, active, averages[2], floor, OBJECTIVE)
@@ -170,9 +170,10 @@ def update_weights(
     P: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,  # whether these hold the matrices; else the scratch, for P of `AT_ONCE` and more
 ):
     """A step of the weights towards the best ones for the averages; none where these are not finite."""
-    if P <= FEW:
+    if IN_REGISTERS:
         _update_few(
             p_weights, averages, p_scratch, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
         )

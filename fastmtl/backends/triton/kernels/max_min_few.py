@@ -1,4 +1,4 @@
-"""Weights that maximise the smallest ratio of signal to noise among up to `FEW` tasks: the solver of GNR's update, in registers.
+"""Weights that maximise the smallest ratio of signal to noise among few tasks: the solver of GNR's update, in registers.
 
 The rows of one matrix are read one by one, and so go through a scratch of 2 [P, P] float64. What one thread stores there
 another reads: a barrier stands between, and another one before the place is written anew.
@@ -25,8 +25,6 @@ from fastmtl.backends.triton.kernels.interior import (
     task_noises,
 )
 from fastmtl.backends.triton.kernels.numbers import all_of, at_least
-
-FEW = tl.constexpr(16)
 
 
 @triton.jit

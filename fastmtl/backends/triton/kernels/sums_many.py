@@ -158,6 +158,7 @@ def sum_moments_many(
     LOSS_SUM: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
 ):
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
     i_program = tl.program_id(0)
@@ -179,7 +180,7 @@ def sum_moments_many(
         if STEP:
             gnr_step_of_moments(
                 p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
-                OBJECTIVE, ACCUMULATED,
+                OBJECTIVE, ACCUMULATED, IN_REGISTERS,
             )  # fmt: skip
 
 
@@ -222,6 +223,7 @@ def sum_moments_many_split(
     LOSS_SUM: tl.constexpr,
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
 ):
     """As `sum_moments_many` for few positions and many samples; see `sums.sum_moments_split`."""
     i_program = tl.program_id(0)
@@ -250,5 +252,5 @@ def sum_moments_many_split(
             if STEP:
                 gnr_step_of_moments(
                     p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
-                    OBJECTIVE, ACCUMULATED,
+                    OBJECTIVE, ACCUMULATED, IN_REGISTERS,
                 )  # fmt: skip
