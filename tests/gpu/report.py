@@ -51,9 +51,11 @@ def _grads(tasks: int, shape: Sequence[int], dtype: torch.dtype) -> list[Tensor 
 
 
 def _wide(op: str, tasks: int, dtype: torch.dtype) -> int:
-    """Loads of 16 bytes, one of each task; where kernels have the sums of many pairs these are 8 bytes of 16-bit numbers."""
+    """Loads of 16 bytes, one of each task; where kernels have the sums of many pairs some GPUs' are 8 bytes of 16-bit numbers."""
     pairs = op in ("gram", "sum_moments", "sum_moments_update")
-    return 0 if pairs and configs.lanes_of_pairs(tasks, 16 // dtype.itemsize) * dtype.itemsize < 16 else tasks
+    return (
+        0 if pairs and configs.lanes_of_pairs(chips.B200, tasks, 16 // dtype.itemsize) * dtype.itemsize < 16 else tasks
+    )
 
 
 def _sums(op: str, tasks: int, dtype: torch.dtype, name: str, shape: Sequence[int], wide: bool) -> Subject:

@@ -26,12 +26,12 @@ BUDGETS = {
     ("sum_norms_few", 10): (112, 112, 64, 112),
     ("sum_moments_few", 3): (80, 96, 80, 112),
     ("sum_moments_few", 8): (224, 252, 192, 288),
-    ("sum_moments_few", 10): (255, 240, 208, 208),
+    ("sum_moments_few", 10): (255, 255, 208, 208),
     ("gram_few", 10): (168, 168, 128, 128),  # an embedding's in 16 bits is of float32 numbers
     ("squared_norms", 10): (112, 112, 64, 72),
     ("squared_norms", 40): (208, 208, 136, 136),
     ("sum_moments_split", 3): (112, 112, 80, 112),
-    ("sum_moments_split", 10): (240, 240, 224, 224),
+    ("sum_moments_split", 10): (240, 255, 224, 224),
     ("sum_norms_few with update", 3): (120, 120, 88, 88),
     ("sum_moments_few with update", 3): (128, 128, 112, 112),
     ("gradnorm_update", 3): (80, 80, 56, 56),
@@ -48,6 +48,10 @@ MARGIN = 1.5
 SPILLS = {
     "sum_norms-features-T64-*-gfx942": 132,  # 64 addresses are more than the scalar registers
     "sum_moments-features-T40-float32-sm_120": 8,
+    # The solver's matrices of 64 tasks in four warps; eight would spill none, and read the gradients more slowly.
+    "sum_moments_update-T40-*-sm_[89]0": 256,
+    "sum_moments_update-T40-*-sm_100": 216,
+    "sum_moments_update-T40-*-sm_120": 176,
 }
 # More programs than the processor holds at once.
 MORE_THAN_RESIDENT = (
@@ -55,6 +59,7 @@ MORE_THAN_RESIDENT = (
     "conv_moments-form-*",
     "weighted_sum-T40-*-gfx942",  # to be mended: AMD's compiler takes more registers than it would need
     "sum_norms-features-T40-bfloat16-gfx942",
+    "sum_moments_update-T16-bfloat16-sm_120",  # to be mended: the chip's shared memory is not known to the heuristic
 )
 
 

@@ -14,6 +14,8 @@ from fastmtl.backends.triton.workspace import TICKETS
 FEW = 8
 # The same with the sums of pairs for one matrix, and four positions a thread: some 250 registers a thread for 12 tasks.
 FEW_PAIRS = 12
+# The same with eight positions, as many as 16 bytes hold of 16 bits.
+FEW_WIDE = 10
 # Tasks whose tiles are read one after another, with a sum of each in registers.
 FEW_NORMS = 40
 # Four warps have T loads of 16 bytes a thread under way; more would only make a program's reductions dearer.
@@ -137,13 +139,13 @@ def norms_registers(tasks: int, step: bool = False) -> int:
     return max(min(MOST_REGISTERS, 32 + 5 * tasks), GRADNORM_REGISTERS if step else 0)
 
 
-def lanes_of_pairs(tasks: int, widest: int) -> int:
+def lanes_of_pairs(chip: Chip, tasks: int, widest: int) -> int:
     """Positions that a thread takes at once where it has the sums of all pairs: as many as 16 bytes hold, for more tasks four.
 
-    For 9 tasks and more 8 numbers of 16 bits, and their sums over samples, leave the compilers too few registers. 8 bytes a
-    load of so many tasks keep the memory as busy, as more programs fit.
+    From 11 tasks on 8 numbers of 16 bits, and their sums over samples, leave the compilers too few registers; Blackwell's and
+    AMD's from 9 on. Loads of 8 bytes keep the memory less busy: of 10 tasks an H200 took 1.3 times as long.
     """
-    return widest if tasks <= FEW else min(widest, 4)
+    return widest if tasks <= (FEW_WIDE if chip.wide_pairs else FEW) else min(widest, 4)
 
 
 def pairs_registers(tasks: int, V: int) -> int:

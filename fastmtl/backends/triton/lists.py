@@ -190,7 +190,7 @@ def _added(launch: Any, groups: list[_Group], result: Tensor) -> Tensor:
 def _gram_few(group: _Group, result: Tensor, accumulate: bool) -> None:
     tasks = result.shape[0]
     width_of_row = max(2, power_of_two(tasks * (tasks + 1) // 2))
-    V = configs.lanes_of_pairs(tasks, width(group.like))
+    V = configs.lanes_of_pairs(chip_of(result.device), tasks, width(group.like))
     registers = max(configs.LEAST_REGISTERS, configs.pairs_registers(tasks, V))
     _few(kernels.gram_few, group, result, accumulate, V, width_of_row, registers)
 

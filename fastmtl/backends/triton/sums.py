@@ -91,10 +91,11 @@ def _sum_moments(grads: Sequence[Tensor | None], update: Update | None) -> tuple
 
 def _moments_of_few(inputs: Inputs, M: Tensor, Q: Tensor, step: GNRStep) -> None:
     total, tasks = inputs.total, inputs.tasks
-    V = configs.lanes_of_pairs(tasks, _group(inputs))
+    chip = chip_of(total.device)
+    V = configs.lanes_of_pairs(chip, tasks, _group(inputs))
     registers = configs.moments_registers(tasks, V, step.update is not None)
     config = configs.by_samples(
-        chip_of(total.device), tasks, total.shape[0], inputs.layout.positions, V, registers, total.element_size()
+        chip, tasks, total.shape[0], inputs.layout.positions, V, registers, total.element_size()
     )
     HALF = power_of_two(tasks * (tasks + 1) // 2)
     numbers = config.partials(2 * HALF, tasks * config.rows * V)
