@@ -8,7 +8,7 @@ from benchmarks.gpu_check import gradients, large, layers, self_check, steps, up
 from benchmarks.gpu_check.running import Item, Scale, Section
 
 # What is only checked may share the GPU: most of its time is compiling, on the host.
-WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
+WORKERS = max(1, min(16, os.cpu_count() or 2))
 
 
 def _determinism(scale: Scale) -> list[Item]:
