@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -65,22 +64,22 @@ class TaskLists:
                 )
 
 
-_kind = operator.attrgetter("dtype", "device")
-_shape = operator.attrgetter("shape")
-
-
 def _agree(flat: Sequence[Tensor | None], tasks: int) -> bool:
     """Whether these are gradients of one kind, with the same shapes for all tasks.
 
     Nothing but that, in few steps: with hundreds of tensors they are most of a call.
     """
     present = present_of(flat)
-    if not all(issubclass(kind, Tensor) for kind in set(map(type, present))):
+    if not all(isinstance(tensor, Tensor) for tensor in present):
         return False
-    kinds = set(map(_kind, present))
-    if len(kinds) != 1 or next(iter(kinds))[0] not in DTYPES:
+    kinds = {(tensor.dtype, tensor.device) for tensor in present}
+    if len(kinds) != 1 or present[0].dtype not in DTYPES:
         return False
-    return all(len(set(map(_shape, present_of(column)))) <= 1 for column in columns(flat, tasks))
+    for column in map(present_of, columns(flat, tasks)):
+        shape = column[0].shape if column else None
+        if not all(tensor.shape == shape for tensor in column):
+            return False
+    return True
 
 
 def _check_column(n: int, column: Sequence[Tensor | None]) -> None:
