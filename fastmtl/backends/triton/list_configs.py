@@ -74,15 +74,16 @@ def gram_tiles(chip: Chip, tasks: int, itemsize: int) -> Tiles:
     """
     count, positions = -(-tasks // LEAST_ROWS), 128 // itemsize
     if count == 1:
-        return Tiles(LEAST_ROWS, 1, positions, 1, 3, 128)
+        return Tiles(LEAST_ROWS, 1, positions, warps=1, stages=3, registers=128)
     if itemsize == 4 and count <= 3:
-        return Tiles(
-            LEAST_ROWS, count, positions if count == 2 else positions // 2, 1, 3, 232, 232 if chip.limits else None
-        )
+        positions //= 2 if count == 3 else 1
+        limit = 232 if chip.limits else None
+        return Tiles(LEAST_ROWS, count, positions, warps=1, stages=3, registers=232, limit=limit)
     rows = rows_of(tasks)
     if itemsize == 4:
-        return Tiles(rows, 1, positions, 4, 3, 255, 255 if chip.limits else None)
-    return Tiles(rows, 1, positions, 4, 4, 128 if rows < 64 else 168)
+        limit = 255 if chip.limits else None
+        return Tiles(rows, 1, positions, warps=4, stages=3, registers=255, limit=limit)
+    return Tiles(rows, 1, positions, warps=4, stages=4, registers=128 if rows < 64 else 168)
 
 
 def gram_programs(chip: Chip, tasks: int, itemsize: int, tiles: Tiles, blocks: int) -> Programs:

@@ -87,7 +87,7 @@ def load_rows(
 
 
 @triton.jit
-def add_products(sums, tiles, COUNT: tl.constexpr, PRECISION: tl.constexpr):
+def add_tile_products(sums, tiles, COUNT: tl.constexpr, PRECISION: tl.constexpr):
     """``sums`` of each pair i >= j of COUNT tiles, with their products added."""
     out = ()
     for i in tl.static_range(COUNT):
@@ -144,7 +144,7 @@ def gram_many(
                         RANK, K, V, VECTOR,
                     ),
                 )  # fmt: skip
-            sums = add_products(sums, tiles, TILES, PRECISION)
+            sums = add_tile_products(sums, tiles, TILES, PRECISION)
     for i in tl.static_range(PAIRS):
         store_row(p_partials, i_program * PAIRS + i, tl.reshape(sums[i], [WIDTH]), WIDTH)
     if finish_parts(p_partials, p_tickets, i_program, programs, group, PAIRS, WIDTH, ROWS):
