@@ -50,6 +50,7 @@ _OF_GNR = [
     "T3-intertask",
     "T3-none",
     "T10-relative",
+    "T16-relative",
     "T3-relative-absent",
     "T3-relative-loss-nan",
     "T3-relative-not-valid",

@@ -98,6 +98,7 @@ def gnr_cases() -> Iterator[Case]:
     for tasks in (1, 3, 10, 64):
         for objective in OBJECTIVES:
             yield _case("", tasks, objective)
+    yield _case("", 16, "relative")
     nan, infinite = float("nan"), float("inf")
     changes: dict[str, Change] = {
         "absent": _absent,
