@@ -19,16 +19,21 @@ struct Additions {
 // `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet.
 template <class S, int R, bool First, bool Set>
 void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Additions<S>& to, double* lanes, int64_t tasks,
-                const Ahead<S, kPrefetched>& next) {
-  const Ahead<S, kPrefetched> ahead = next;  // copies: the stores below might change what is behind a reference
+                const Ahead<S>& next) {
+  const Ahead<S> ahead = next;  // copies: the stores below might change what is behind a reference
   const S* row[R];
   S *out = to.out, *accumulator[R];
   FASTMTL_UNROLL for (int k = 0; k < R; ++k) {
     row[k] = rows[k];
     accumulator[k] = to.accumulators + k * to.pitch;
   }
-  Vector<S> products[R][R] = {};
-  for (int64_t i = begin; i < end; i += kWidth<S>) {
+  Products<S, R, R, true, 1> products;
+  const auto start = [&](int64_t i) {
+    ahead.template of_rows<kMostRows>(i);
+    // Stores leave in order: one that misses the cache would hold up those to the accumulators.
+    if (First) ahead.of_out(i);
+  };
+  in_vectors<S, 1, 1>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
     Vector<S> x[R];
     FASTMTL_UNROLL for (int k = 0; k < R; ++k) x[k] = load(row[k] + i);
     Vector<S> total = First ? x[0] : load<S>(out + i) + x[0];
@@ -36,21 +41,13 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
     store(out + i, total);
     FASTMTL_UNROLL for (int k = 0; k < R; ++k)
         store(accumulator[k] + i, Set ? x[k] : load<S>(accumulator[k] + i) + x[k]);
-    FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
-      FASTMTL_UNROLL for (int c = r; c < R; ++c) products[r][c] += x[r] * x[c];
-    }
-    ahead(i);
-    // Stores leave in order: one that misses the cache would hold up those to the accumulators.
-    if (First) ahead.of_out(i);
-  }
-  FASTMTL_UNROLL for (int r = 0; r < R; ++r) {
-    FASTMTL_UNROLL for (int c = r; c < R; ++c) add_to_lanes(lanes + (r * tasks + c) * kDoubles, products[r][c]);
-  }
+    FASTMTL_UNROLL for (int c = 0; c < R; ++c) products.add_column(set, x, c, x[c]);
+  });
+  products.to_lanes(lanes, tasks);
 }
 
 template <class S>
-using FusedTile = void (*)(const S* const*, int64_t, int64_t, const Additions<S>&, double*, int64_t,
-                           const Ahead<S, kPrefetched>&);
+using FusedTile = void (*)(const S* const*, int64_t, int64_t, const Additions<S>&, double*, int64_t, const Ahead<S>&);
 
 template <class S, bool First, bool Set>
 constexpr FusedTile<S> kFusedTiles[] = {
@@ -63,7 +60,7 @@ void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* 
                          bool first, double* lanes, const Prefetch& prefetch) {
   const int64_t whole = count - count % kWidth<S>;
   in_chains<S>(whole, [&](int64_t begin, int64_t end) {
-    const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S, kPrefetched>& ahead) {
+    const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S>& ahead) {
       const FusedTile<S>* tiles = i == 0 ? (first ? kFusedTiles<S, true, true> : kFusedTiles<S, true, false>)
                                          : (first ? kFusedTiles<S, false, true> : kFusedTiles<S, false, false>);
       tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch}, lanes + (i * tasks + i) * kDoubles,

@@ -20,10 +20,13 @@ namespace {
 
 constexpr int64_t kVectorBytes = FASTMTL_VECTOR_BYTES;
 constexpr int64_t kDoubles = kVectorBytes / 8;
-// Tiles of the Gram matrix keep kTile * kTile accumulators and kTile + 1 operands in registers (32 of AVX-512, else
-// 16).
+// Tiles of the Gram matrix keep the accumulators of kTile rows by as many, and their operands, in registers: AVX-512
+// has 32, the others 16. AVX2, whose products take no register besides, has room for kSpare rows more on one side.
 constexpr int kTile = kVectorBytes == 64 ? 5 : 3;
-constexpr int64_t kChain = 128;  // products added up in one lane of S before they go into double
+constexpr int kSpare = kVectorBytes == 32 ? 1 : 0;
+constexpr int kMostRows = kTile + kSpare;
+constexpr int kLine = 64 / kVectorBytes;  // vectors of a cache line
+constexpr int64_t kChain = 128;           // products added up in one lane of S before they go into double
 
 template <class S>
 struct VectorOf {
