@@ -1,4 +1,7 @@
 // What the moments of layers are made of, beside torch's matrix products.
+#include <array>
+
+#include "../kernels/cpu/chunks.h"
 #include "../kernels/cpu/products.h"
 #include "cpu_views.h"
 #include "statistics.h"
@@ -39,6 +42,132 @@ Tensor sample_gram_op(const OptionalTensors& grads, const Tensor& weights) {
   return statistics(column.like(), {tasks, tasks}, result);
 }
 
+// <a_b, a_b> of each row of [B, in].
+template <class S>
+std::vector<S> squared_rows(const Isa& isa, const Tensor& given) {
+  const Tensor rows = torch::stable::contiguous(given);
+  const int64_t count = rows.size(0), length = rows.size(1);
+  std::vector<S> squares(count);
+  Buffer<double> lanes(isa.lanes);
+  for (int64_t b = 0; b < count; ++b) {
+    std::fill_n(static_cast<double*>(lanes), isa.lanes, 0.0);
+    compute<S>(isa).square(static_cast<const S*>(data_of(rows)) + b * length, length, lanes);
+    squares[b] = static_cast<S>(folded(lanes, isa.lanes));
+  }
+  return squares;
+}
+
+// Of two matrices. `torch::stable::matmul` asks what its arguments are first.
+Tensor product(const Tensor& left, const Tensor& right) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(left), torch::stable::detail::from(right)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+void add(const std::vector<double>& part, std::vector<double>& sum) {
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+}
+
+// Rows [first, first + count) of each gradient along a dimension.
+OptionalTensors part_of(const OptionalTensors& grads, int64_t dim, int64_t first, int64_t count) {
+  OptionalTensors parts;
+  for (const std::optional<Tensor>& grad : grads) {
+    if (!grad.has_value() || grad->size(dim) == count) {
+      parts.push_back(grad);
+      continue;
+    }
+    Tensor whole = *grad;
+    parts.push_back(torch::stable::narrow(whole, dim, first, count));
+  }
+  return parts;
+}
+
+// <sum_b c_kb, sum_b c_jb> from the weight gradients, `rows` rows of all tasks at a time.
+template <class S>
+std::vector<double> by_forming(const Tensor& input, const OptionalTensors& grads, int64_t outputs, bool bias,
+                               int64_t rows) {
+  const int64_t tasks = grads.size();
+  std::vector<double> M(tasks * tasks), part(tasks * tasks);
+  for (int64_t first = 0; first < outputs; first += rows) {
+    OptionalTensors formed;
+    for (const std::optional<Tensor>& some : part_of(grads, 1, first, std::min(rows, outputs - first))) {
+      std::optional<Tensor> weight, sum;
+      if (some.has_value()) {
+        weight = product(torch::stable::transpose(*some, 0, 1), input);
+        if (bias) sum = torch::stable::sum(*some, Shape({0}));
+      }
+      formed.push_back(weight);
+      if (bias) formed.push_back(sum);
+    }
+    std::vector<Column> views;
+    for (const TensorColumn& column : columns_of(formed, tasks, "grads"))
+      views.push_back(views_of(column, order_of(column.leading(), false)));
+    gram<S>(isa(), torch_threads(), views, tasks, part.data());
+    add(part, M);
+  }
+  return M;
+}
+
+// The same from all pairs of samples: `rows` samples at a time meet themselves, and those after them for both orders.
+template <class S>
+std::vector<double> by_pairs(const Tensor& given, const OptionalTensors& grads, bool bias, int64_t rows) {
+  const int64_t tasks = grads.size(), batch = given.size(0);
+  std::vector<double> sums(tasks * tasks), part(tasks * tasks), M(tasks * tasks);
+  Tensor input = given;
+  for (int64_t first = 0; first < batch; first += rows) {
+    const int64_t count = std::min(rows, batch - first), rest = batch - first;
+    const Tensor others = torch::stable::narrow(input, 0, first, rest);
+    const Tensor inner = product(torch::stable::narrow(input, 0, first, count), torch::stable::transpose(others, 0, 1));
+    S* values = static_cast<S*>(inner.mutable_data_ptr());
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t j = 0; j < rest; ++j, ++values) *values = (*values + (bias ? 1 : 0)) * (j < count ? 1 : 2);
+    }
+    OptionalTensors products;
+    for (const std::optional<Tensor>& some : part_of(grads, 0, first, rest))
+      products.push_back(some.has_value() ? std::optional<Tensor>(product(inner, *some)) : std::nullopt);
+    const OptionalTensors own = part_of(grads, 0, first, count);
+    const TensorColumn left = column_of(products, "grads"), right = column_of(own, "grads");
+    const Order order = order_of(right.leading(), false);
+    cross_gram<S>(isa(), torch_threads(), views_of(left, order), views_of(right, order), part.data());
+    add(part, sums);
+  }
+  for (int64_t k = 0; k < tasks; ++k) {
+    for (int64_t j = 0; j < tasks; ++j) M[k * tasks + j] = (sums[k * tasks + j] + sums[j * tasks + k]) / 2;
+  }
+  return M;
+}
+
+// M of a linear layer with one position a sample, and Q where asked for: in small layers calls cost more than products.
+// Inputs [B, in] and grads [B, out] are float32 or float64, and the same. `rows`: how many rows of the weight gradients
+// of all tasks, or samples of all pairs, are worked on at a time.
+std::vector<Tensor> rows_linear_moments_op(const Tensor& input, const OptionalTensors& grads, bool bias,
+                                           bool per_sample, bool pairs, int64_t rows) {
+  const TensorColumn column = column_of(grads, "grads");
+  const Tensor& like = column.like();
+  const ScalarType type = like.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "grads: expected float32 or float64, got ",
+                  text(type));
+  STD_TORCH_CHECK(like.dim() == 2, "grads: expected [B, out], got shape ", text(like.sizes()));
+  STD_TORCH_CHECK(input.dim() == 2, "input: expected [B, in], got shape ", text(input.sizes()));
+  check(input, "input", type, {like.size(0), input.size(1)});
+  STD_TORCH_CHECK(rows >= 1, "rows: expected at least 1, got ", rows);
+  const int64_t tasks = grads.size();
+  std::vector<double> M, Q(tasks * tasks);
+  with_type(like, [&](auto zero) {
+    using S = decltype(zero);
+    M = pairs ? by_pairs<S>(input, grads, bias, rows) : by_forming<S>(input, grads, like.size(1), bias, rows);
+    if (!per_sample) return;
+    std::vector<S> weights = squared_rows<S>(isa(), input);
+    for (S& weight : weights) weight += bias ? 1 : 0;
+    const Order order = order_of(column.leading(), true);
+    sample_gram<S>(isa(), torch_threads(), views_of(column, order), order.samples(), weights.data(), Q.data());
+    for (double& value : Q) value *= static_cast<double>(order.samples());
+  });
+  std::vector<Tensor> result = {statistics(like, {tasks, tasks}, M)};
+  if (per_sample) result.push_back(statistics(like, {tasks, tasks}, Q));
+  return result;
+}
+
 }  // namespace
 }  // namespace fastmtl
 
@@ -46,9 +175,14 @@ Tensor sample_gram_op(const OptionalTensors& grads, const Tensor& weights) {
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmtl_cpp, library) {
   library.def("cross_gram(Tensor?[] left, Tensor?[] right) -> Tensor");
   library.def("sample_gram(Tensor?[] grads, Tensor weights) -> Tensor");
+  // A part of `linear_moments`.
+  library.def(
+      "rows_linear_moments(Tensor input, Tensor?[] grads, bool bias, bool per_sample, bool pairs, int rows) -> "
+      "Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmtl_cpp, CPU, library) {
   library.impl("cross_gram", TORCH_BOX(&fastmtl::cross_gram_op));
   library.impl("sample_gram", TORCH_BOX(&fastmtl::sample_gram_op));
+  library.impl("rows_linear_moments", TORCH_BOX(&fastmtl::rows_linear_moments_op));
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmtl.backends.compiled import CompiledOps, failure_to_load
 from fastmtl.backends.contract import followed_by
@@ -60,7 +61,13 @@ gnr_update = _compiled.gnr_update
 sum_norms_update = followed_by(sum_norms, gradnorm_update)
 sum_moments_update = followed_by(sum_moments, gnr_update)
 
-_layers = LayerMoments(Primitives(gram, cross_gram, sample_gram))
+
+def rows_linear_moments(*arguments: Any) -> list[Tensor]:
+    """M and Q of a linear layer with one position a sample, see `Primitives.rows_linear`."""
+    return _ops().rows_linear_moments(*arguments)
+
+
+_layers = LayerMoments(Primitives(gram, cross_gram, sample_gram, rows_linear=rows_linear_moments))
 linear_moments = _layers.linear_moments
 conv_moments = _layers.conv_moments
 embedding_moments = _layers.embedding_moments

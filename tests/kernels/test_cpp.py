@@ -98,7 +98,7 @@ def _check_all(grads: list[Tensor | None], relative: float = 5e-7) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tasks", [1, 2, 3, 6, 7, 10, 13])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4, 6, 7, 10, 13])
 def test_matches_oracle(isa: str, tasks: int, dtype: torch.dtype) -> None:
     for shape in [(4, 2500), (3, 5, 7), (70, 11), (1, 33), (19,)]:
         _check_all(list(_grads(tasks, shape, dtype)))
@@ -368,6 +368,21 @@ def test_errors_name_the_argument() -> None:
         (lambda: cpp.cross_gram([None], [a]), "left: expected at least one tensor"),
         (lambda: cpp.sample_gram([a, a], torch.ones(3)), r"weights: expected shape \[2\], got \[3\]"),
         (lambda: cpp.weigh([a], torch.ones(1), torch.ones(1, dtype=torch.bool)), r"losses\[0\]: expected one element"),
+        (
+            lambda: cpp.rows_linear_moments(a, [a[0]], True, True, False, 1),
+            r"grads: expected \[B, out\], got shape \[3\]",
+        ),
+        (
+            lambda: cpp.rows_linear_moments(a[0], [a], True, True, False, 1),
+            r"input: expected \[B, in\], got shape \[3\]",
+        ),
+        (
+            lambda: cpp.rows_linear_moments(a[:1], [a], True, True, False, 1),
+            r"input: expected shape \[2, 3\], got \[1, 3\]",
+        ),
+        (lambda: cpp.rows_linear_moments(a.double(), [a], True, True, False, 1), "input: expected Float, got Double"),
+        (lambda: cpp.rows_linear_moments(a, [a.half()], True, True, False, 1), "grads: expected float32 or float64"),
+        (lambda: cpp.rows_linear_moments(a, [a], True, True, False, 0), "rows: expected at least 1, got 0"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             call()
@@ -397,6 +412,24 @@ def test_products(isa: str, tasks: int, dtype: torch.dtype) -> None:
         grads: list[Tensor | None] = list(_grads(tasks, shape, dtype))
         _check_products(grads)
         _check_products([*grads, None, grads[0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 20, 100])
+def test_moments_of_linear_layers(isa: str, rows: int, pairs: bool, dtype: torch.dtype) -> None:
+    for batch, inner, outputs in [(20, 33, 9), (9, 5, 20), (1, 1, 1)]:
+        inputs = _grads(1, (inner, batch), dtype, 1)[0].T
+        grads: list[Tensor | None] = list(_grads(3, (batch, outputs), dtype))
+        for given in (grads, [grads[0], None, *grads[1:]], [grads[0], _grads(1, (outputs, batch), dtype)[0].T]):
+            for bias in (False, True):
+                exact = reference.linear_moments(inputs.double(), _wide(given), bias, True, "form")
+                got = cpp.rows_linear_moments(inputs, given, bias, True, pairs, rows)
+                # By torch's products, in the dtype.
+                for value, wanted in zip(got, exact, strict=True):
+                    _check_statistics(value, wanted, dtype, 2e-6)
+                (M,) = cpp.rows_linear_moments(inputs, given, bias, False, pairs, rows)
+                assert torch.equal(M, got[0])
 
 
 @pytest.mark.parametrize("first", LAYOUTS)

@@ -53,21 +53,19 @@ void sample_gram(const Isa& isa, const Executor& parallel, const Column& column,
   std::vector<double> partial(units * size, 0.0);
   parallel(units, [&](int64_t begin, int64_t end) {
     Rows<S> rows(isa, count, elements);
-    Buffer<double> lanes(size * isa.lanes);
+    const int64_t places = size * isa.lanes;
+    Buffer<double> lanes(places), sums(places);
     for (int64_t unit = begin; unit < end; ++unit) {
-      double* sums = &partial[unit * size];
+      std::fill_n(static_cast<double*>(sums), places, 0.0);
       for (int64_t piece = pieces * unit / units; piece < pieces * (unit + 1) / units; ++piece) {
         const int64_t sample = piece / per_sample, position = piece % per_sample * elements;
         const Block block{sample, 1, position, std::min(elements, column.positions - position)};
-        std::fill_n(static_cast<double*>(lanes), size * isa.lanes, 0.0);
+        std::fill_n(static_cast<double*>(lanes), places, 0.0);
         compute<S>(isa).gram(rows.load(column, present, block), count, block.count(), lanes, {});
-        for (int64_t i = 0; i < count; ++i) {
-          for (int64_t j = i; j < count; ++j) {
-            const int64_t at = i * count + j;
-            sums[at] += static_cast<double>(weights[sample]) * folded(lanes + at * isa.lanes, isa.lanes);
-          }
-        }
+        const double weight = weights[sample];
+        for (int64_t l = 0; l < places; ++l) sums[l] += weight * lanes[l];
       }
+      for (int64_t at = 0; at < size; ++at) partial[unit * size + at] = folded(sums + at * isa.lanes, isa.lanes);
     }
   });
   for (int64_t i = 0; i < count; ++i) {

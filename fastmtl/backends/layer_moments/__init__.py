@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -36,8 +37,10 @@ def _nothing(grads: Gradients, per_sample: bool) -> Moments | None:
     return M, Q if per_sample else Q.fill_(torch.nan)
 
 
-def _full_precision(device: torch.device) -> torch.autocast:
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
     """A backward may be called inside autocast, which would round the products to half precision."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
@@ -53,8 +56,12 @@ class LayerMoments:
         if nothing is not None:
             return nothing
         factors = LinearFactors(input, grads, bias)
-        single = factors.sizes.positions == 1
-        form = functools.partial(factors.form_of_single_positions, self.primitives) if single else None
+        if factors.sizes.positions != 1:
+            return self._of_factors(factors, way, per_sample)
+        if self.primitives.rows_linear is not None:
+            with _full_precision(factors.device):
+                return factors.in_one_call(self.primitives, way, per_sample)
+        form = functools.partial(factors.form_of_single_positions, self.primitives)
         return self._of_factors(factors, way, per_sample, form)
 
     def conv_moments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from fastmtl.backends.contract import present_of, statistics_dtype
@@ -57,14 +58,36 @@ class LinearFactors(Factors):
         grads = [None if grad is None else grad.movedim(-1, 1) for grad in self._grads]
         return Operands(self._inputs.movedim(-1, 1), grads, geometry, 1, self.bias)
 
+    def _single_positions(self) -> tuple[Tensor, list[Tensor | None]]:
+        """Inputs [B, in] and gradients [B, out], for one position a sample."""
+        return self._rows(self._inputs), [None if grad is None else self._rows(grad) for grad in self._grads]
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """[B, features], for one position a sample: what is one already, at no call."""
+        rows = tensor if tensor.dim() == 2 else tensor.flatten(0, -2)
+        return rows if rows.dtype == self.dtype else rows.to(self.dtype)
+
+    def in_one_call(self, primitives: Primitives, way: str, per_sample: bool) -> tuple[Tensor, Tensor]:
+        """M and Q, for one position a sample, by a backend that has a call for it."""
+        assert primitives.rows_linear is not None
+        pairs = cost.plan(self, way, per_sample, primitives.costs).batch == "pairs"
+        if pairs:
+            samples, _ = cost.samples_of_panels(self, primitives.costs)
+            # Here the products of all tasks are held, with the inner products of the inputs.
+            held = self.sizes.tasks * self.sizes.outputs + self.sizes.batch
+            rows = max(1, min(samples, self.sizes.memory // held))
+        else:
+            rows, _ = cost.rows_and_samples(self, False)
+        M, *Q = primitives.rows_linear(*self._single_positions(), self.bias, per_sample, pairs, rows)
+        return M, Q[0] if per_sample else torch.full_like(M, torch.nan)
+
     def form_of_single_positions(self, primitives: Primitives, per_sample: bool) -> tuple[Tensor, None]:
         """M, for one position a sample, from weight gradients formed some rows of all tasks at a time, in few calls.
 
         In small layers the calls cost more than the products. The plan never forms the gradients of single samples here.
         """
         assert not per_sample
-        inputs = self._inputs.flatten(0, -2).to(self.dtype)
-        grads = [None if grad is None else grad.flatten(0, -2).to(self.dtype) for grad in self._grads]
+        inputs, grads = self._single_positions()
         tile, _ = cost.rows_and_samples(self, per_sample)
         M: Tensor | None = None
         for first in range(0, self.sizes.outputs, tile):

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 Gradients: TypeAlias = Sequence[Tensor | None]
+RowsLinear: TypeAlias = Callable[[Tensor, Gradients, bool, bool, bool, int], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class Primitives:
-    """The ops of `contract.SCHEMAS` of the same names, and what other operations cost beside them."""
+    """The ops of `contract.SCHEMAS` of the same names, and what other operations cost beside them.
+
+    ``rows_linear``, where a backend has it: M of a linear layer with one position a sample, and Q where wanted, in one call.
+    It takes inputs [B, in] and gradients [B, out] of one dtype, whether there is a bias, whether Q is wanted, whether M
+    comes from pairs of samples or from weight gradients, and how many samples or rows of these are worked on at a time.
+    """
 
     gram: Callable[[Gradients, int], Tensor]
     cross_gram: Callable[[Gradients, Gradients], Tensor]
     sample_gram: Callable[[Gradients, Tensor], Tensor]
     costs: Costs = Costs()
+    rows_linear: RowsLinear | None = None
