@@ -49,7 +49,7 @@ SPILLS = {
     "sum_norms-features-T64-*-gfx942": 132,  # 64 addresses are more than the scalar registers
     "sum_moments-features-T40-float32-sm_120": 8,
     # The solver's matrices of 64 tasks in four warps; eight spill at most 24 bytes, and read the gradients more slowly.
-    "sum_moments_update-T40-*-sm_[89]0": 256,
+    "sum_moments_update-T40-*-sm_[89]0": 176,
     "sum_moments_update-T40-*-sm_100": 216,
     "sum_moments_update-T40-*-sm_120": 176,
 }

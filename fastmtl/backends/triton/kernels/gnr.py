@@ -111,14 +111,7 @@ def gnr_step(
         _average(p_shares + o, 1.0, decay, taken)
     own = tl.load(p_M + i * (row_stride_M + column_stride_M), mask=present, other=1.0)
     without = accepted & present & (own == 0)
-    if OBJECTIVE != "none":
-        if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
-            averages = (p_averages, p_shares, has_noise & (OBJECTIVE != "intertask"))
-            update_weights(
-                p_weights, averages, p_scratch, present, samples, accumulation, step, floor,
-                T, P, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
-            )  # fmt: skip
-
+    # Before the weights, whose solver takes all registers.
     tl.store(p_samples, tl.cast(batch, tl.int64) * accumulation, mask=accepted)
     tl.store(p_counters, tl.load(p_counters) + accepted.to(tl.int64))
     tl.store(p_counters + 1, tl.load(p_counters + 1) + (measured & ~finite).to(tl.int64))
@@ -126,6 +119,13 @@ def gnr_step(
     counts = p_task_counters + i
     tl.store(counts, tl.load(counts, mask=m, other=0) + without.to(tl.int64), mask=m)
     tl.store(counts + T, tl.load(counts + T, mask=m, other=0) + missed.to(tl.int64), mask=m)
+    if OBJECTIVE != "none":
+        if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
+            averages = (p_averages, p_shares, has_noise & (OBJECTIVE != "intertask"))
+            update_weights(
+                p_weights, averages, p_scratch, present, samples, accumulation, step, floor,
+                T, P, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+            )  # fmt: skip
 
 
 @triton.jit

@@ -153,6 +153,7 @@ def _update_many(
         tl.debug_barrier()
         store_vector(p_scratch, 0, UNITS, r * d, P)
         v = max_min_many(p_scratch, active, P)
+        active = load_vector(p_scratch, 0, UNITS + 1, P) > 0  # rather than kept
         _blend(p_weights, v * load_vector(p_scratch, 0, UNITS, P), active, step, T, P)
 
 
