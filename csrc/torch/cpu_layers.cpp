@@ -1,5 +1,6 @@
 // What the moments of layers are made of, beside torch's matrix products.
 #include <array>
+#include <numeric>
 
 #include "../kernels/cpu/chunks.h"
 #include "../kernels/cpu/products.h"
@@ -82,6 +83,43 @@ OptionalTensors part_of(const OptionalTensors& grads, int64_t dim, int64_t first
   return parts;
 }
 
+// The sum over samples of [B, outputs], empty where there is none; a few samples in S, then in double.
+template <class S>
+std::vector<double> sum_of_samples(const std::optional<Tensor>& grad) {
+  constexpr int64_t kFew = 16;
+  if (!grad.has_value()) return {};
+  const int64_t batch = grad->size(0), count = grad->size(1), pitch = grad->stride(0), step = grad->stride(1);
+  const S* data = static_cast<const S*>(data_of(*grad));
+  std::vector<double> sums(count);
+  std::vector<S> few(count);
+  for (int64_t first = 0; first < batch; first += kFew) {
+    std::fill(few.begin(), few.end(), S(0));
+    for (int64_t b = first; b < std::min(first + kFew, batch); ++b) {
+      const S* row = data + b * pitch;
+      if (step == 1) {  // which the compiler makes vectors of
+        for (int64_t i = 0; i < count; ++i) few[i] += row[i];
+      } else {
+        for (int64_t i = 0; i < count; ++i) few[i] += row[i * step];
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) sums[i] += few[i];
+  }
+  return sums;
+}
+
+// Adds the inner products of the gradients of the bias.
+template <class S>
+void add_bias(const OptionalTensors& grads, std::vector<double>& M) {
+  std::vector<std::vector<double>> sums;
+  for (const std::optional<Tensor>& grad : grads) sums.push_back(sum_of_samples<S>(grad));
+  for (size_t k = 0; k < sums.size(); ++k) {
+    for (size_t j = 0; j < sums.size(); ++j) {
+      if (!sums[k].empty() && !sums[j].empty())
+        M[k * sums.size() + j] += std::inner_product(sums[k].begin(), sums[k].end(), sums[j].begin(), 0.0);
+    }
+  }
+}
+
 // <sum_b c_kb, sum_b c_jb> from the weight gradients, `rows` rows of all tasks at a time.
 template <class S>
 std::vector<double> by_forming(const Tensor& input, const OptionalTensors& grads, int64_t outputs, bool bias,
@@ -90,21 +128,14 @@ std::vector<double> by_forming(const Tensor& input, const OptionalTensors& grads
   std::vector<double> M(tasks * tasks), part(tasks * tasks);
   for (int64_t first = 0; first < outputs; first += rows) {
     OptionalTensors formed;
-    for (const std::optional<Tensor>& some : part_of(grads, 1, first, std::min(rows, outputs - first))) {
-      std::optional<Tensor> weight, sum;
-      if (some.has_value()) {
-        weight = product(torch::stable::transpose(*some, 0, 1), input);
-        if (bias) sum = torch::stable::sum(*some, Shape({0}));
-      }
-      formed.push_back(weight);
-      if (bias) formed.push_back(sum);
-    }
-    std::vector<Column> views;
-    for (const TensorColumn& column : columns_of(formed, tasks, "grads"))
-      views.push_back(views_of(column, order_of(column.leading(), false)));
-    gram<S>(isa(), torch_threads(), views, tasks, part.data());
+    for (const std::optional<Tensor>& some : part_of(grads, 1, first, std::min(rows, outputs - first)))
+      formed.push_back(some.has_value() ? std::optional<Tensor>(product(torch::stable::transpose(*some, 0, 1), input))
+                                        : std::nullopt);
+    const TensorColumn column = column_of(formed, "grads");
+    gram<S>(isa(), torch_threads(), {views_of(column, order_of(column.leading(), false))}, tasks, part.data());
     add(part, M);
   }
+  if (bias) add_bias<S>(grads, M);
   return M;
 }
 
