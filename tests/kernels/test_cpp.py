@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastmtl.backends import contract, cpp, reference
+from tests.kernels.oracle import CPU, DTYPES, LAYOUTS, MARKS, check_statistics, random_grads, tolerance_of, wide_of
 
-CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(cpp.unavailable(CPU) is not None, reason=str(cpp.unavailable(CPU)))
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-
-
-def _isas() -> list[str]:
-    flags = torch.backends.cpu.get_cpu_capability()
-    return ["generic"] + ["avx2"] * (flags in ("AVX2", "AVX512")) + ["avx512"] * (flags == "AVX512")
-
-
-@pytest.fixture(params=_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTMTL_CPU_ISA", request.param)
-    assert cpp.instruction_set() == request.param
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def _grads(tasks: int, shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return [
-        ((k + 1) * (shared + torch.randn(*shape, generator=generator, dtype=torch.float64))).to(dtype)
-        for k in range(tasks)
-    ]
-
-
-def _wide(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if t is None else t.double() for t in tensors]
-
-
-def _check_statistics(got: Tensor, exact: Tensor, dtype: torch.dtype, relative: float = 5e-7) -> None:
-    """Within rounding of products of norms: the scale on which a dot product can be exact."""
-    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    diagonal = exact.diagonal().sqrt() if exact.dim() == 2 else exact.sqrt()
-    scale = diagonal[:, None] * diagonal if exact.dim() == 2 else exact
-    tolerance = 1e-13 if dtype == torch.float64 else relative
-    error = (got.double() - exact).abs()
-    assert (error <= tolerance * scale).all(), (error / scale).max()
+pytestmark = MARKS
 
 
 def _check_total(got: Tensor, grads: Sequence[Tensor | None], weights: Tensor | None = None) -> None:
@@ -81,18 +36,18 @@ def _check_all(grads: list[Tensor | None], relative: float = 5e-7) -> None:
     dtype = contract.present_of(grads)[0].dtype
     tasks = len(grads)
     total, M, Q = cpp.sum_moments(grads)
-    _, exact_M, exact_Q = reference.sum_moments(_wide(grads))
+    _, exact_M, exact_Q = reference.sum_moments(wide_of(grads))
     _check_total(total, grads)
     # M is of sums over samples, which cancel: its scale is that of Q, of which it is at most the whole.
     limit = (exact_Q.diagonal()[:, None] * exact_Q.diagonal()).sqrt() * (1e-13 if dtype == torch.float64 else relative)
     assert ((M.double() - exact_M).abs() <= limit).all()
-    _check_statistics(Q, exact_Q, dtype, relative)
+    check_statistics(Q, exact_Q, dtype, relative)
     assert torch.equal(M, M.T) and torch.equal(Q, Q.T)
     total, norms = cpp.sum_norms(grads)
     _check_total(total, grads)
-    _check_statistics(norms, reference.squared_norms(_wide(grads), tasks), dtype, relative)
-    _check_statistics(cpp.squared_norms(grads, tasks), reference.squared_norms(_wide(grads), tasks), dtype, relative)
-    _check_statistics(cpp.gram(grads, tasks), reference.gram(_wide(grads), tasks), dtype, relative)
+    check_statistics(norms, reference.squared_norms(wide_of(grads), tasks), dtype, relative)
+    check_statistics(cpp.squared_norms(grads, tasks), reference.squared_norms(wide_of(grads), tasks), dtype, relative)
+    check_statistics(cpp.gram(grads, tasks), reference.gram(wide_of(grads), tasks), dtype, relative)
     weights = torch.linspace(-1, 2, tasks)
     _check_total(cpp.weighted_sum(grads, tasks, weights)[0], grads, weights)
 
@@ -101,12 +56,12 @@ def _check_all(grads: list[Tensor | None], relative: float = 5e-7) -> None:
 @pytest.mark.parametrize("tasks", [1, 2, 3, 4, 6, 7, 10, 13])
 def test_matches_oracle(isa: str, tasks: int, dtype: torch.dtype) -> None:
     for shape in [(4, 2500), (3, 5, 7), (70, 11), (1, 33), (19,)]:
-        _check_all(list(_grads(tasks, shape, dtype)))
+        _check_all(list(random_grads(tasks, shape, dtype)))
 
 
 @pytest.mark.parametrize("tasks", [1, 5, 29, 64])
 def test_numbers_of_tasks(tasks: int) -> None:
-    _check_all(list(_grads(tasks, (9, 1300))))
+    _check_all(list(random_grads(tasks, (9, 1300))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -117,53 +72,39 @@ def test_numbers_of_tasks(tasks: int) -> None:
 )
 def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Few positions with many samples, as well as the opposite, take different paths."""
-    _check_all(list(_grads(3, shape, dtype)))
-    _check_all(list(_grads(8, shape, dtype)))
-
-
-LAYOUTS = {
-    "channels_last": lambda g: g.contiguous(memory_format=torch.channels_last),
-    "transposed": lambda g: g.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
-    "batch_innermost": lambda g: g.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
-    "sliced": lambda g: torch.stack([g, g + 1], -1)[..., 0],
-    "rows_sliced": lambda g: torch.cat([g, g], -1)[..., : g.shape[-1]],
-    "samples_sliced": lambda g: torch.stack([g, g], 1)[:, 0],
-    "expanded": lambda g: g[:1, :, :1, :1].expand_as(g),
-    "expanded_samples": lambda g: g[:1].expand_as(g),
-    "offset": lambda g: torch.cat([g.new_zeros(1), g.flatten()])[1:].view_as(g),
-    "contiguous": lambda g: g,
-}
-
-
-def _tolerance(*layouts: str) -> float:
-    """Equal numbers are all rounded the same way, by more where sums have fewer lanes."""
-    return 3e-6 if any("expanded" in layout for layout in layouts) else 5e-7
+    _check_all(list(random_grads(3, shape, dtype)))
+    _check_all(list(random_grads(8, shape, dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_layouts(first: str, second: str, dtype: torch.dtype) -> None:
-    grads = _grads(3, (6, 5, 4, 9), dtype)
+    grads = random_grads(3, (6, 5, 4, 9), dtype)
     layouts = LAYOUTS[first](grads[0]), LAYOUTS[second](grads[1]), LAYOUTS[first](grads[2])
-    _check_all(list(layouts), _tolerance(first, second))
+    _check_all(list(layouts), tolerance_of(first, second))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_many_chunks(layout: str) -> None:
-    grads = _grads(3, (3, 31, 40, 27))
+    grads = random_grads(3, (3, 31, 40, 27))
     relative = 1e-5 if "expanded" in layout else 5e-7
     _check_all([grads[0], LAYOUTS[layout](grads[1]), None], relative)
     _check_all([LAYOUTS[layout](grads[0]), grads[1], grads[2]], relative)
 
 
 def test_missing_gradients() -> None:
-    grads = _grads(8, (5, 700))
+    grads = random_grads(8, (5, 700))
     _check_all([None, grads[1], None, grads[3], *grads[4:], None])
     _check_all([None, grads[1]])
-    tensors: list[Tensor | None] = [*_grads(3, (40,)), None, *_grads(2, (7, 11), seed=1), *_grads(3, (3,), seed=2)]
+    tensors: list[Tensor | None] = [
+        *random_grads(3, (40,)),
+        None,
+        *random_grads(2, (7, 11), seed=1),
+        *random_grads(3, (3,), seed=2),
+    ]
     lists = [tensors[0], None, tensors[6], tensors[1], tensors[4], None, tensors[2], tensors[5], tensors[8]]
-    _check_statistics(cpp.gram(lists, 3), reference.gram(_wide(lists), 3), torch.float32)
+    check_statistics(cpp.gram(lists, 3), reference.gram(wide_of(lists), 3), torch.float32)
     lists = [tensors[0], None, None, tensors[1]]
     out = [torch.full((40,), math.nan), torch.full((40,), math.nan)]
     cpp.weighted_sum_out(lists, 2, torch.tensor([2.0, 3.0]), out)
@@ -194,10 +135,10 @@ def test_scalars() -> None:
 def test_lists(isa: str, dtype: torch.dtype) -> None:
     for tasks in (2, 10, 40):
         shapes = [(3,), (20, 33), (0,), (1,), (5000,), (17, 4, 3, 3)]
-        columns = [_grads(tasks, shape, dtype, seed) for seed, shape in enumerate(shapes)]
+        columns = [random_grads(tasks, shape, dtype, seed) for seed, shape in enumerate(shapes)]
         lists: list[Tensor | None] = [column[task] for task in range(tasks) for column in columns]
-        _check_statistics(cpp.gram(lists, tasks), reference.gram(_wide(lists), tasks), dtype)
-        _check_statistics(cpp.squared_norms(lists, tasks), reference.squared_norms(_wide(lists), tasks), dtype)
+        check_statistics(cpp.gram(lists, tasks), reference.gram(wide_of(lists), tasks), dtype)
+        check_statistics(cpp.squared_norms(lists, tasks), reference.squared_norms(wide_of(lists), tasks), dtype)
         weights = torch.linspace(0.1, 2, tasks)
         for got, column in zip(cpp.weighted_sum(lists, tasks, weights), columns, strict=True):
             _check_total(got, column, weights)
@@ -205,7 +146,7 @@ def test_lists(isa: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
 def test_weighted_sum_in_place(layout: str) -> None:
-    grads = [LAYOUTS[layout](g) for g in _grads(3, (6, 5, 14, 29))]
+    grads = [LAYOUTS[layout](g) for g in random_grads(3, (6, 5, 14, 29))]
     weights = torch.tensor([0.5, -1.0, 2.0])
     expected = cpp.weighted_sum(grads, 3, weights)[0]
     for aliased in range(3):
@@ -217,9 +158,9 @@ def test_weighted_sum_in_place(layout: str) -> None:
 
 
 def test_matrix_rows_and_weights_of_any_stride() -> None:
-    matrix = torch.stack(_grads(4, (3001,)))
+    matrix = torch.stack(random_grads(4, (3001,)))
     for rows in (matrix, matrix.T.contiguous().T):
-        _check_statistics(cpp.gram(list(rows.unbind()), 4), (matrix.double() @ matrix.double().T), torch.float32)
+        check_statistics(cpp.gram(list(rows.unbind()), 4), (matrix.double() @ matrix.double().T), torch.float32)
     weights = torch.arange(8.0)[::2]
     expected = (weights[:, None].double() * matrix.double()).sum(0)
     assert torch.allclose(cpp.weighted_sum(list(matrix), 4, weights)[0].double(), expected, atol=1e-4)
@@ -227,10 +168,10 @@ def test_matrix_rows_and_weights_of_any_stride() -> None:
 
 def test_same_bits_for_any_number_of_threads(isa: str) -> None:
     cases = [
-        _grads(3, (8, 30000)),
-        _grads(10, (3, 50001)),
-        _grads(7, (900, 130)),
-        _grads(3, (8, 30000), torch.bfloat16),
+        random_grads(3, (8, 30000)),
+        random_grads(10, (3, 50001)),
+        random_grads(7, (900, 130)),
+        random_grads(3, (8, 30000), torch.bfloat16),
     ]
     before = torch.get_num_threads()
     try:
@@ -386,72 +327,6 @@ def test_errors_name_the_argument() -> None:
     ]:
         with pytest.raises(RuntimeError, match=message):
             call()
-
-
-def _check_products(grads: list[Tensor | None], relative: float = 5e-7) -> None:
-    like = contract.present_of(grads)[0]
-    wide = contract.statistics_dtype(like)
-    shifted = [None if g is None else (g.to(wide) + k).contiguous() for k, g in enumerate(grads)]
-    left = [*shifted[:2], like.to(wide)]
-    rows, columns = (reference.squared_norms(_wide(side), len(side)).sqrt() for side in (left, grads))
-    scale = torch.outer(rows, columns)
-    tolerance = 1e-13 if like.dtype == torch.float64 else relative
-    error = (cpp.cross_gram(left, grads).double() - reference.cross_gram(_wide(left), _wide(grads))).abs()
-    assert (error <= tolerance * scale).all(), (error / scale).max()
-    weights = torch.rand(like.shape[0], dtype=wide)
-    exact = reference.sample_gram(_wide(grads), weights.double())
-    got = cpp.sample_gram(grads, weights)
-    _check_statistics(got, exact, like.dtype, relative)
-    assert torch.equal(got, got.T)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tasks", [1, 2, 3, 6, 11])
-def test_products(isa: str, tasks: int, dtype: torch.dtype) -> None:
-    for shape in [(4, 2500), (3, 5, 7), (70, 11), (1, 33), (2, 40000), (700, 1)]:
-        grads: list[Tensor | None] = list(_grads(tasks, shape, dtype))
-        _check_products(grads)
-        _check_products([*grads, None, grads[0]])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("rows", [1, 7, 20, 100])
-def test_moments_of_linear_layers(isa: str, rows: int, pairs: bool, dtype: torch.dtype) -> None:
-    for batch, inner, outputs in [(20, 33, 9), (9, 5, 20), (1, 1, 1)]:
-        inputs = _grads(1, (inner, batch), dtype, 1)[0].T
-        grads: list[Tensor | None] = list(_grads(3, (batch, outputs), dtype))
-        for given in (grads, [grads[0], None, *grads[1:]], [grads[0], _grads(1, (outputs, batch), dtype)[0].T]):
-            for bias in (False, True):
-                exact = reference.linear_moments(inputs.double(), _wide(given), bias, True, "form")
-                got = cpp.rows_linear_moments(inputs, given, bias, True, pairs, rows)
-                # By torch's products, in the dtype.
-                for value, wanted in zip(got, exact, strict=True):
-                    _check_statistics(value, wanted, dtype, 2e-6)
-                (M,) = cpp.rows_linear_moments(inputs, given, bias, False, pairs, rows)
-                assert torch.equal(M, got[0])
-
-
-@pytest.mark.parametrize("first", LAYOUTS)
-@pytest.mark.parametrize("second", LAYOUTS)
-def test_products_of_layouts(isa: str, first: str, second: str) -> None:
-    a, b, c = _grads(3, (5, 4, 7, 6))
-    _check_products([LAYOUTS[first](a), LAYOUTS[second](b), c], _tolerance(first, second))
-
-
-def test_products_do_not_depend_on_the_threads() -> None:
-    grads = list(_grads(3, (7, 30011)))
-    weights = torch.rand(7)
-    results = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            results.append((cpp.cross_gram(grads[:2], grads), cpp.sample_gram(grads, weights)))
-        finally:
-            torch.set_num_threads(before)
-    for cross, samples in results[1:]:
-        assert torch.equal(cross, results[0][0]) and torch.equal(samples, results[0][1])
 
 
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,30 @@
+"""Fixtures of the C++ backend's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastmtl.backends import cpp
+
+
+def _isas() -> list[str]:
+    flags = torch.backends.cpu.get_cpu_capability()
+    return ["generic"] + ["avx2"] * (flags in ("AVX2", "AVX512")) + ["avx512"] * (flags == "AVX512")
+
+
+@pytest.fixture(params=_isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FASTMTL_CPU_ISA", request.param)
+    assert cpp.instruction_set() == request.param
+    return str(request.param)
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
