@@ -8,40 +8,48 @@
 namespace fastmtl {
 namespace {
 
-// What a tile on the diagonal does beyond its products: R rows are added to `out` and to their accumulators.
+// What a tile on the diagonal does beyond its products: its rows are added to the output of their sample and to the
+// accumulators, which all samples share.
 template <class S>
 struct Additions {
-  S* out;
+  S* const* out;
   S* accumulators;
   int64_t pitch;
 };
 
-// `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet.
-template <class S, int R, bool First, bool Set>
+// `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet. Rows of the same task of
+// several samples lie `tasks` pointers apart.
+template <class S, int R, int Samples, bool First, bool Set>
 void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Additions<S>& to, double* lanes, int64_t tasks,
                 const Ahead<S>& next) {
   const Ahead<S> ahead = next;  // copies: the stores below might change what is behind a reference
-  const S* row[R];
-  S *out = to.out, *accumulator[R];
-  FASTMTL_UNROLL for (int k = 0; k < R; ++k) {
-    row[k] = rows[k];
-    accumulator[k] = to.accumulators + k * to.pitch;
+  const S* row[Samples][R];
+  S *out[Samples], *accumulator[R];
+  FASTMTL_UNROLL for (int s = 0; s < Samples; ++s) {
+    out[s] = to.out[s];
+    FASTMTL_UNROLL for (int k = 0; k < R; ++k) row[s][k] = rows[s * tasks + k];
   }
+  FASTMTL_UNROLL for (int k = 0; k < R; ++k) accumulator[k] = to.accumulators + k * to.pitch;
   Products<S, R, R, true, 1> products;
   const auto start = [&](int64_t i) {
+    if (Samples > 1) return;  // their rows are streams enough for the memory
     ahead.template of_rows<kMostRows>(i);
     // Stores leave in order: one that misses the cache would hold up those to the accumulators.
     if (First) ahead.of_out(i);
   };
   in_vectors<S, 1, 1>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
-    Vector<S> x[R];
-    FASTMTL_UNROLL for (int k = 0; k < R; ++k) x[k] = load(row[k] + i);
-    Vector<S> total = First ? x[0] : load<S>(out + i) + x[0];
-    FASTMTL_UNROLL for (int k = 1; k < R; ++k) total += x[k];
-    store(out + i, total);
+    Vector<S> sum[R];
+    FASTMTL_UNROLL for (int s = 0; s < Samples; ++s) {
+      Vector<S> x[R];
+      FASTMTL_UNROLL for (int k = 0; k < R; ++k) x[k] = load(row[s][k] + i);
+      Vector<S> total = First ? x[0] : load<S>(out[s] + i) + x[0];
+      FASTMTL_UNROLL for (int k = 1; k < R; ++k) total += x[k];
+      store(out[s] + i, total);
+      FASTMTL_UNROLL for (int k = 0; k < R; ++k) sum[k] = s == 0 ? x[k] : sum[k] + x[k];
+      FASTMTL_UNROLL for (int c = 0; c < R; ++c) products.add_column(set, x, c, x[c]);
+    }
     FASTMTL_UNROLL for (int k = 0; k < R; ++k)
-        store(accumulator[k] + i, Set ? x[k] : load<S>(accumulator[k] + i) + x[k]);
-    FASTMTL_UNROLL for (int c = 0; c < R; ++c) products.add_column(set, x, c, x[c]);
+        store(accumulator[k] + i, Set ? sum[k] : load<S>(accumulator[k] + i) + sum[k]);
   });
   products.to_lanes(lanes, tasks);
 }
@@ -49,35 +57,44 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
 template <class S>
 using FusedTile = void (*)(const S* const*, int64_t, int64_t, const Additions<S>&, double*, int64_t, const Ahead<S>&);
 
-template <class S, bool First, bool Set>
+template <class S, int Samples, bool First, bool Set>
 constexpr FusedTile<S> kFusedTiles[] = {
-    fused_tile<S, 1, First, Set>, fused_tile<S, 2, First, Set>, fused_tile<S, 3, First, Set>,
-    fused_tile<S, 4, First, Set>, fused_tile<S, 5, First, Set>,
+    fused_tile<S, 1, Samples, First, Set>, fused_tile<S, 2, Samples, First, Set>, fused_tile<S, 3, Samples, First, Set>,
+    fused_tile<S, 4, Samples, First, Set>, fused_tile<S, 5, Samples, First, Set>,
 };
 
 template <class S>
-void sum_accumulate_gram(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators, int64_t pitch,
-                         bool first, double* lanes, const Prefetch& prefetch) {
+void sum_accumulate_gram(const S* const* rows, int64_t samples, int64_t tasks, int64_t count, S* const* out,
+                         S* accumulators, int64_t pitch, bool first, double* lanes, const Prefetch& prefetch) {
   const int64_t whole = count - count % kWidth<S>;
   in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+    if (samples == 2) {
+      const FusedTile<S>* tiles = first ? kFusedTiles<S, 2, true, true> : kFusedTiles<S, 2, true, false>;
+      const Ahead<S> nothing(Prefetch{}, rows, 0, 0, 0, nullptr);
+      tiles[tasks - 1](rows, begin, end, {out, accumulators, pitch}, lanes, tasks, nothing);
+      return;
+    }
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S>& ahead) {
-      const FusedTile<S>* tiles = i == 0 ? (first ? kFusedTiles<S, true, true> : kFusedTiles<S, true, false>)
-                                         : (first ? kFusedTiles<S, false, true> : kFusedTiles<S, false, false>);
+      const FusedTile<S>* tiles = i == 0 ? (first ? kFusedTiles<S, 1, true, true> : kFusedTiles<S, 1, true, false>)
+                                         : (first ? kFusedTiles<S, 1, false, true> : kFusedTiles<S, 1, false, false>);
       tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch}, lanes + (i * tasks + i) * kDoubles,
                       tasks, ahead);
     };
-    gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, out, diagonal);
+    gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, *out, diagonal);
   });
   if (whole == count) return;
-  gram_rest(rows, tasks, whole, count - whole, lanes);
-  for (int64_t i = whole; i < count; ++i) {
-    S total = rows[0][i];
-    for (int64_t k = 0; k < tasks; ++k) {
-      if (k > 0) total += rows[k][i];
-      S* place = accumulators + k * pitch + i;
-      *place = first ? rows[k][i] : *place + rows[k][i];
+  for (int64_t s = 0; s < samples; ++s) {
+    const S* const* row = rows + s * tasks;
+    gram_rest(row, tasks, whole, count - whole, lanes);
+    for (int64_t i = whole; i < count; ++i) {
+      S total = row[0][i];
+      for (int64_t k = 0; k < tasks; ++k) {
+        if (k > 0) total += row[k][i];
+        S* place = accumulators + k * pitch + i;
+        *place = first && s == 0 ? row[k][i] : *place + row[k][i];
+      }
+      out[s][i] = total;
     }
-    out[i] = total;
   }
 }
 
@@ -86,7 +103,7 @@ constexpr Compute<S> kCompute = {gram<S>,        cross<S>, square<S>, sum<S>, su
                                  weighted_sum<S>};
 
 constexpr Isa make_isa(const char* name) {
-  return {name, kDoubles, kCompute<float>, kCompute<double>, load_bf16, load_f16, store_bf16, store_f16};
+  return {name, kDoubles, kMostRows, kCompute<float>, kCompute<double>, load_bf16, load_f16, store_bf16, store_f16};
 }
 
 }  // namespace

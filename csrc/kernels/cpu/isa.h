@@ -34,10 +34,11 @@ struct Compute {
   void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& ahead);
   // `sum`, and lanes[r] += <row_r, row_r>, in one pass
   void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& ahead);
-  // `gram` and `sum` in one pass that also adds each row to its accumulator (`first`: sets it); accumulators + i *
-  // pitch is that of row i.
-  void (*sum_accumulate_gram)(const S* const* rows, int64_t tasks, int64_t count, S* out, S* accumulators,
-                              int64_t pitch, bool first, double* lanes, const Prefetch& ahead);
+  // `gram` and `sum` of each of one or two samples (two: of at most Isa::paired_tasks tasks) in one pass that also adds
+  // each row to the accumulator of its task (`first`: sets it); accumulators + i * pitch is that of task i. The rows of
+  // the second sample follow those of the first.
+  void (*sum_accumulate_gram)(const S* const* rows, int64_t samples, int64_t tasks, int64_t count, S* const* out,
+                              S* accumulators, int64_t pitch, bool first, double* lanes, const Prefetch& ahead);
   // out = weights_0 * row_0 + ...
   void (*weighted_sum)(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out);
 };
@@ -45,6 +46,7 @@ struct Compute {
 struct Isa {
   const char* name;
   int64_t lanes;
+  int64_t paired_tasks;
   Compute<float> f32;
   Compute<double> f64;
   void (*load_bf16)(const uint16_t* from, int64_t count, float* to);

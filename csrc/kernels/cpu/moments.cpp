@@ -11,14 +11,22 @@ constexpr int64_t kFloatSamples = 64;  // so many samples are added up in S befo
 // are outermost, so that the sums over the samples of a chunk stay in the cache and no T x P array is needed.
 struct Plan {
   int64_t elements;  // positions of a chunk, or of a group of whole samples
-  int64_t group;     // samples taken together: more than one where a sample is shorter than a chunk
+  bool grouped;      // samples are shorter than a chunk: several are one sequence of values
+  int64_t together;  // samples: those of a group, else one or two side by side
   int64_t position_units, sample_units;
 
   // `converted`: rows of bfloat16 or float16 go through a scratch memory, which short chunks keep in the L1 cache.
-  Plan(int64_t tasks, int64_t samples, int64_t positions, int64_t element_size, bool converted)
-      : elements(chunk_elements(tasks, element_size) / (converted ? 4 : 1)) {
-    group = std::clamp<int64_t>(elements / std::max<int64_t>(positions, 1), 1, std::max<int64_t>(samples, 1));
-    if (group > 1) elements = positions;
+  Plan(const Isa& isa, int64_t tasks, int64_t samples, int64_t positions, int64_t element_size, bool converted)
+      : elements(chunk_elements(tasks, element_size)) {
+    const bool paired = tasks <= isa.paired_tasks && !converted;
+    if (converted) elements /= 4;
+    // Memory is waited for where a row begins: long ones, as long as there are chunks for many threads.
+    if (paired) elements *= std::clamp<int64_t>(positions / elements / 64, 1, 4);
+    const int64_t group =
+        std::clamp<int64_t>(elements / std::max<int64_t>(positions, 1), 1, std::max<int64_t>(samples, 1));
+    grouped = group > 1;
+    together = grouped ? group : paired ? 2 : 1;
+    if (grouped) elements = positions;
     const int64_t chunks = ceil_div(positions, elements);
     const int64_t wanted = wanted_units(tasks * samples * positions * element_size);
     position_units = std::min(wanted, chunks);
@@ -38,13 +46,14 @@ class Worker {
         plan_(plan),
         tasks_(present.size()),
         pitch_(padded<S>(plan.elements)),
-        block_(padded<S>(2 * plan.elements * plan.group)),
-        scratch_((tasks_ + 1) * block_),
+        block_(padded<S>(2 * plan.elements * (plan.grouped ? plan.together : 1))),
+        side_by_side_(plan.grouped ? 1 : plan.together),
+        scratch_(side_by_side_ * (tasks_ + 1) * block_),
         sums_(tasks_ * pitch_),
         wide_(tasks_ * pitch_),
         q_lanes_(tasks_ * tasks_ * isa.lanes),
         m_lanes_(tasks_ * tasks_ * isa.lanes),
-        rows_(tasks_),
+        rows_(side_by_side_ * tasks_),
         next_(tasks_) {}
 
   void clear() {
@@ -54,22 +63,21 @@ class Worker {
 
   // One chunk of positions of samples [begin, end): writes the total, adds to Q and leaves the sums over the samples.
   void chunk(int64_t position, int64_t count, int64_t begin, int64_t end, const Block& after) {
-    const bool grouped = plan_.group > 1;
     const int64_t values = tasks_ * pitch_;
-    const bool needs_wide = grouped || end - begin > kFloatSamples;
+    const bool needs_wide = plan_.grouped || end - begin > kFloatSamples;
     if (needs_wide) std::fill_n(static_cast<double*>(wide_), values, 0.0);
-    for (int64_t sample = begin; sample < end; sample += plan_.group) {
-      const int64_t following = sample + plan_.group;
-      const Block block{sample, std::min(plan_.group, end - sample), position, count};
+    for (int64_t sample = begin; sample < end; sample += plan_.together) {
+      const int64_t following = sample + plan_.together;
+      const Block block{sample, std::min(plan_.together, end - sample), position, count};
       const Block next =
-          following < end ? Block{following, std::min(plan_.group, end - following), position, count} : after;
-      if (grouped) {
+          following < end ? Block{following, std::min(plan_.together, end - following), position, count} : after;
+      if (plan_.grouped) {
         whole_samples(block, next);
         continue;
       }
       const int64_t taken = (sample - begin) % kFloatSamples;
-      one_sample(block, next, taken == 0);
-      if (needs_wide && (taken + 1 == kFloatSamples || following >= end)) {
+      side_by_side(block, next, taken == 0);
+      if (needs_wide && (taken + plan_.together == kFloatSamples || following >= end)) {
         for (int64_t i = 0; i < values; ++i) wide_[i] += static_cast<double>(sums_[i]);
       }
     }
@@ -89,10 +97,15 @@ class Worker {
   const double* m_lanes() const { return m_lanes_; }
 
  private:
-  S* load(const Block& block) {
-    for (int64_t r = 0; r < tasks_; ++r)
-      rows_[r] = load_block(isa_, problem_.grads[present_[r]], block, scratch_ + r * block_);
-    return place_of_block<S>(problem_.total, block, total_scratch());
+  static Block one_of(const Block& block, int64_t s) { return {block.sample + s, 1, block.position, block.positions}; }
+
+  // Rows of the block, as the s-th of those side by side, and the place of its total.
+  S* load(const Block& block, int64_t s = 0) {
+    for (int64_t r = 0; r < tasks_; ++r) {
+      const int64_t row = s * tasks_ + r;
+      rows_[row] = load_block(isa_, problem_.grads[present_[r]], block, scratch_ + row * block_);
+    }
+    return place_of_block<S>(problem_.total, block, total_scratch(s));
   }
 
   Prefetch prefetch(const Block& block, const Block& next) {
@@ -106,11 +119,15 @@ class Worker {
             address_of_block(problem_.total, next)};
   }
 
-  void one_sample(const Block& block, const Block& next, bool first) {
-    S* place = load(block);
-    compute<S>(isa_).sum_accumulate_gram(rows_.data(), tasks_, block.positions, place, sums_, pitch_, first, q_lanes_,
-                                         prefetch(block, next));
-    store_block<S>(isa_, problem_.total, block, place, total_scratch());
+  // One or two samples, each a sequence of its own. Two are not prefetched (see fused_tile).
+  void side_by_side(const Block& block, const Block& next, bool first) {
+    S* place[2];
+    for (int64_t s = 0; s < block.samples; ++s) place[s] = load(one_of(block, s), s);
+    compute<S>(isa_).sum_accumulate_gram(rows_.data(), block.samples, tasks_, block.positions, place, sums_, pitch_,
+                                         first, q_lanes_,
+                                         block.samples == 1 ? prefetch(block, one_of(next, 0)) : Prefetch{});
+    for (int64_t s = 0; s < block.samples; ++s)
+      store_block<S>(isa_, problem_.total, one_of(block, s), place[s], total_scratch(s));
   }
 
   // Q needs no boundaries between samples: it is the Gram matrix of everything. Only the sums do.
@@ -129,13 +146,13 @@ class Worker {
     store_block<S>(isa_, problem_.total, block, place, total_scratch());
   }
 
-  S* total_scratch() { return scratch_ + tasks_ * block_; }
+  S* total_scratch(int64_t s = 0) { return scratch_ + (side_by_side_ * tasks_ + s) * block_; }
 
   const Isa& isa_;
   const MomentsProblem& problem_;
   const std::vector<int64_t>& present_;
   const Plan& plan_;
-  int64_t tasks_, pitch_, block_;
+  int64_t tasks_, pitch_, block_, side_by_side_;
   Buffer<S> scratch_, sums_;
   Buffer<double> wide_, q_lanes_, m_lanes_;
   std::vector<const S*> rows_;
@@ -179,7 +196,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
     if (problem.grads[k].data != nullptr) present.push_back(k);
   }
   const int64_t count = present.size(), square = count * count;
-  const Plan plan(count, samples, positions, sizeof(S), size_of(problem.total.dtype) == 2);
+  const Plan plan(isa, count, samples, positions, sizeof(S), size_of(problem.total.dtype) == 2);
   const int64_t chunks = ceil_div(positions, plan.elements), units = plan.position_units * plan.sample_units;
   const bool split = plan.sample_units > 1;
   std::vector<double> q_partial(units * square), m_partial(plan.position_units * square);
