@@ -67,7 +67,19 @@ def test_numbers_of_tasks(tasks: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [(1,), (300,), (5000,), (2000, 1), (1000, 3), (200, 129), (130, 1500), (2, 40000), (16, 2047), (600, 1100), (3, 300_001)],
+    [
+        (1,),
+        (300,),
+        (5000,),
+        (2000, 1),
+        (1000, 3),
+        (200, 129),
+        (130, 1500),
+        (2, 40000),
+        (16, 2047),
+        (600, 1100),
+        (3, 300_001),
+    ],
     ids=str,
 )
 def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
