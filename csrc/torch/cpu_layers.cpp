@@ -85,7 +85,7 @@ OptionalTensors part_of(const OptionalTensors& grads, int64_t dim, int64_t first
 
 // The sum over samples of [B, outputs], empty where there is none; a few samples in S, then in double.
 template <class S>
-std::vector<double> sum_of_samples(const std::optional<Tensor>& grad) {
+std::vector<double> sum_of_samples(const Isa& isa, const std::optional<Tensor>& grad) {
   constexpr int64_t kFew = 16;
   if (!grad.has_value()) return {};
   const int64_t batch = grad->size(0), count = grad->size(1), pitch = grad->stride(0), step = grad->stride(1);
@@ -93,13 +93,15 @@ std::vector<double> sum_of_samples(const std::optional<Tensor>& grad) {
   std::vector<double> sums(count);
   std::vector<S> few(count);
   for (int64_t first = 0; first < batch; first += kFew) {
-    std::fill(few.begin(), few.end(), S(0));
-    for (int64_t b = first; b < std::min(first + kFew, batch); ++b) {
-      const S* row = data + b * pitch;
-      if (step == 1) {  // which the compiler makes vectors of
-        for (int64_t i = 0; i < count; ++i) few[i] += row[i];
-      } else {
-        for (int64_t i = 0; i < count; ++i) few[i] += row[i * step];
+    const int64_t samples = std::min(kFew, batch - first);
+    const S* rows[kFew];
+    for (int64_t b = 0; b < samples; ++b) rows[b] = data + (first + b) * pitch;
+    if (step == 1) {
+      compute<S>(isa).sum(rows, samples, count, few.data(), {});
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        few[i] = rows[0][i * step];
+        for (int64_t b = 1; b < samples; ++b) few[i] += rows[b][i * step];
       }
     }
     for (int64_t i = 0; i < count; ++i) sums[i] += few[i];
@@ -110,8 +112,9 @@ std::vector<double> sum_of_samples(const std::optional<Tensor>& grad) {
 // Adds the inner products of the gradients of the bias.
 template <class S>
 void add_bias(const OptionalTensors& grads, std::vector<double>& M) {
+  const Isa& chosen = isa();
   std::vector<std::vector<double>> sums;
-  for (const std::optional<Tensor>& grad : grads) sums.push_back(sum_of_samples<S>(grad));
+  for (const std::optional<Tensor>& grad : grads) sums.push_back(sum_of_samples<S>(chosen, grad));
   for (size_t k = 0; k < sums.size(); ++k) {
     for (size_t j = 0; j < sums.size(); ++j) {
       if (!sums[k].empty() && !sums[j].empty())

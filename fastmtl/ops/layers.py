@@ -22,6 +22,7 @@ from torch import Tensor
 from fastmtl.backends.contract import DTYPES, present_of
 from fastmtl.backends.layer_moments.patches import Geometry, patch_gram, patch_gram_cost
 from fastmtl.ops.arguments import Gradients, as_lists
+from fastmtl.ops.library import call
 
 __all__ = [
     "Geometry",
@@ -71,7 +72,7 @@ def linear_moments(
             "grads: expected the shape of input [B, ..., in] but for the last dimension, got "
             f"{list(like.shape)} for an input of shape {list(input.shape)}"
         )
-    return torch.ops.fastmtl.linear_moments(input, flat, bias, per_sample, way)
+    return call(torch.ops.fastmtl.linear_moments, input, flat, bias, per_sample, way)
 
 
 def conv_moments(
@@ -126,8 +127,20 @@ def conv_moments(
         )
     _check_conv_shape(input, like, kernel, steps, pads, spread, transposed)
     flat_pads = [pad for pair in pads for pad in pair]
-    return torch.ops.fastmtl.conv_moments(
-        input, flat, kernel, steps, flat_pads, spread, groups, transposed, padding_mode, bias, per_sample, way
+    return call(
+        torch.ops.fastmtl.conv_moments,
+        input,
+        flat,
+        kernel,
+        steps,
+        flat_pads,
+        spread,
+        groups,
+        transposed,
+        padding_mode,
+        bias,
+        per_sample,
+        way,
     )
 
 
@@ -165,7 +178,7 @@ def embedding_moments(
         )
     if padding_idx is not None and padding_idx < 0:
         raise ValueError(f"padding_idx: expected an index from 0 on, as torch.nn.Embedding keeps it, got {padding_idx}")
-    return torch.ops.fastmtl.embedding_moments(indices, flat, padding_idx, per_sample, way)
+    return call(torch.ops.fastmtl.embedding_moments, indices, flat, padding_idx, per_sample, way)
 
 
 def norm_moments(
@@ -207,7 +220,7 @@ def norm_moments(
         raise ValueError(
             f"parameter_dims: expected distinct dimensions from 1 to {rank - 1}, got {list(parameter_dims)}"
         )
-    return torch.ops.fastmtl.norm_moments(normalized, flat, sorted(dims), bias, per_sample)
+    return call(torch.ops.fastmtl.norm_moments, normalized, flat, sorted(dims), bias, per_sample)
 
 
 def _checked(grads: Gradients, way: str) -> list[Tensor | None]:

@@ -124,3 +124,14 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"fastmtl::{_name}", FAKES[_name], lib=_library)
     if "!" not in _schema:
         torch.library.register_autograd(f"fastmtl::{_name}", _not_differentiable(_name), lib=_library)
+
+
+def call(op: Any, *arguments: Any) -> Any:
+    """Call an operator of this library, past its autograd kernel where nothing asks for a derivative.
+
+    That kernel, which only raises in a backward, is written in Python: for small gradients it takes as long as the op.
+    """
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)

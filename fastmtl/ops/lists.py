@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmtl.ops.arguments import Gradients, as_lists
+from fastmtl.ops.library import call
 
 
 def gram(grads: Gradients) -> Tensor:
@@ -24,7 +25,7 @@ def gram(grads: Gradients) -> Tensor:
         ValueError, TypeError: shapes, dtypes or devices that do not agree; no gradient at all.
     """
     lists = as_lists(grads)
-    return torch.ops.fastmtl.gram(lists.flat, lists.tasks)
+    return call(torch.ops.fastmtl.gram, lists.flat, lists.tasks)
 
 
 def squared_norms(grads: Gradients) -> Tensor:
@@ -33,7 +34,7 @@ def squared_norms(grads: Gradients) -> Tensor:
     Arguments and errors as for `gram`.
     """
     lists = as_lists(grads)
-    return torch.ops.fastmtl.squared_norms(lists.flat, lists.tasks)
+    return call(torch.ops.fastmtl.squared_norms, lists.flat, lists.tasks)
 
 
 def weighted_sum(
@@ -63,7 +64,7 @@ def weighted_sum(
         )
     weights = weights.to(lists.statistics_dtype)
     if out is None:
-        sums = torch.ops.fastmtl.weighted_sum(lists.flat, lists.tasks, weights)
+        sums = call(torch.ops.fastmtl.weighted_sum, lists.flat, lists.tasks, weights)
         return sums if lists.nested else sums[0]
     targets = list(out) if not isinstance(out, Tensor) else [out]
     lists.check_out(targets, nested=not isinstance(out, Tensor))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastmtl.backends.contract import columns, present_of
 from fastmtl.ops.arguments import Gradients, TaskLists, as_lists
+from fastmtl.ops.library import call
 
 
 def _totals(lists: TaskLists, totals: list[Tensor]) -> Tensor | list[Tensor]:
@@ -42,7 +43,7 @@ def sum_moments(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor, Tensor
     """
     lists = as_lists(grads)
     lists.check_batched()
-    results = [torch.ops.fastmtl.sum_moments(column) for column in _columns(lists)]
+    results = [call(torch.ops.fastmtl.sum_moments, column) for column in _columns(lists)]
     second, samples = results[0][1], results[0][2]
     for _, level_second, level_samples in results[1:]:
         second, samples = second + level_second, samples + level_samples
@@ -62,7 +63,7 @@ def sum_norms(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor]:
         ValueError, TypeError: shapes, dtypes or devices that do not agree; no gradient at all.
     """
     lists = as_lists(grads)
-    results = [torch.ops.fastmtl.sum_norms(column) for column in _columns(lists)]
+    results = [call(torch.ops.fastmtl.sum_norms, column) for column in _columns(lists)]
     squared = results[0][1]
     for _, level_squared in results[1:]:
         squared = squared + level_squared
