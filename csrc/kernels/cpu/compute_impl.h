@@ -67,7 +67,7 @@ template <class S>
 void sum_accumulate_gram(const S* const* rows, int64_t samples, int64_t tasks, int64_t count, S* const* out,
                          S* accumulators, int64_t pitch, bool first, double* lanes, const Prefetch& prefetch) {
   const int64_t whole = count - count % kWidth<S>;
-  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+  const auto block = [&](int64_t begin, int64_t end) {
     if (samples == 2) {
       const FusedTile<S>* tiles = first ? kFusedTiles<S, 2, true, true> : kFusedTiles<S, 2, true, false>;
       const Ahead<S> nothing(Prefetch{}, rows, 0, 0, 0, nullptr);
@@ -81,7 +81,8 @@ void sum_accumulate_gram(const S* const* rows, int64_t samples, int64_t tasks, i
                       tasks, ahead);
     };
     gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, *out, diagonal);
-  });
+  };
+  in_chains<S>(whole, block, chain_of(tasks));
   if (whole == count) return;
   for (int64_t s = 0; s < samples; ++s) {
     const S* const* row = rows + s * tasks;

@@ -151,6 +151,10 @@ struct Tiling {
   }
 };
 
+// Vectors that all tiles go over before the next ones. Where several tiles read the same rows, these are to stay in the
+// L1 cache from one tile to the next; those of many tasks would not, and starting a tile takes time.
+inline int64_t chain_of(int64_t tasks) { return tasks > kMostRows && tasks <= 16 ? 48 : kChain; }
+
 // Gram matrix of the elements [begin, end), a multiple of the vector width. The tiles on the diagonal are those of
 // `diagonal(block, ahead)`.
 template <class S, class Diagonal>
@@ -197,13 +201,14 @@ void gram_rest(const S* const* rows, int64_t tasks, int64_t begin, int64_t rest,
 template <class S>
 void gram(const S* const* rows, int64_t tasks, int64_t count, double* lanes, const Prefetch& prefetch) {
   const int64_t whole = count - count % kWidth<S>;
-  in_chains<S>(whole, [&](int64_t begin, int64_t end) {
+  const auto block = [&](int64_t begin, int64_t end) {
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S>& ahead) {
       const Tile<S>* tiles = size == tasks ? kSquareTiles<S, true> : kSquareTiles<S, false>;
       tiles[size - 1](rows + i, rows + i, begin, end, lanes + (i * tasks + i) * kDoubles, tasks, ahead);
     };
     gram_vectors<S>(rows, tasks, begin, end, lanes, prefetch, count, nullptr, diagonal);
-  });
+  };
+  in_chains<S>(whole, block, chain_of(tasks));
   if (whole < count) gram_rest(rows, tasks, whole, count - whole, lanes);
 }
 

@@ -26,7 +26,7 @@ constexpr int kTile = kVectorBytes == 64 ? 5 : 3;
 constexpr int kSpare = kVectorBytes == 32 ? 1 : 0;
 constexpr int kMostRows = kTile + kSpare;
 constexpr int kLine = 64 / kVectorBytes;  // vectors of a cache line
-constexpr int64_t kChain = 128;           // products added up in one lane of S before they go into double
+constexpr int64_t kChain = 128;           // at most so many products are added up in one lane of S, and then in double
 
 template <class S>
 struct VectorOf {
@@ -67,11 +67,11 @@ inline void add_to_lanes(double* lanes, Vector<float> value) {
 #endif
 }
 
-// Calls run(begin, end) for blocks that are short enough for accumulators in S.
+// Calls run(begin, end) for blocks of `chain` vectors, short enough for accumulators in S.
 template <class S, class Run>
-inline void in_chains(int64_t count, const Run& run) {
-  for (int64_t i = 0; i < count; i += kChain * kWidth<S>)
-    run(i, i + kChain * kWidth<S> < count ? i + kChain * kWidth<S> : count);
+inline void in_chains(int64_t count, const Run& run, int64_t chain = kChain) {
+  for (int64_t i = 0; i < count; i += chain * kWidth<S>)
+    run(i, i + chain * kWidth<S> < count ? i + chain * kWidth<S> : count);
 }
 
 }  // namespace

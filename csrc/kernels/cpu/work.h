@@ -32,7 +32,7 @@ inline int64_t wanted_units(int64_t bytes) { return std::clamp<int64_t>(bytes / 
 
 // Elements of a chunk of `rows` rows: 4 to 8 KiB a row keep the memory streaming; all rows together fit the L2 cache.
 inline int64_t chunk_elements(int64_t rows, int64_t element_size) {
-  const int64_t bytes = rows <= 6 ? 8192 : 4096;
+  const int64_t bytes = rows <= 16 ? 8192 : 4096;
   return bytes / element_size;
 }
 
