@@ -1,5 +1,6 @@
 // The least that the memory allows: one pass that reads T arrays (squares of their elements added up, so that nothing
-// can be left out) or, with an output, writes their sum. Plain code on vectors over flat memory, for benchmarks only.
+// can be left out) or, with an output, writes their sum. And the least that the arithmetic takes: multiply-adds in
+// registers. Plain code on vectors over flat memory, for benchmarks only.
 #include <cstdint>
 #include <vector>
 
@@ -39,6 +40,31 @@ void add(const float* const* rows, int64_t begin, int64_t end, float* out) {
   }
 }
 
+// So many multiply-adds of vectors, in as many independent sums as hide their latency.
+float multiply_add(int64_t count, float factor) {
+  constexpr int kSums = 12;
+  Vector sums[kSums], x = Vector{} + factor, y = x;
+  for (int s = 0; s < kSums; ++s) sums[s] = y + static_cast<float>(s);  // not the same, or the compiler keeps one
+  for (int64_t i = 0; i < count; i += kSums) {
+#pragma GCC unroll 12
+    for (int s = 0; s < kSums; ++s) sums[s] = sums[s] * x + y;
+  }
+  for (int s = 1; s < kSums; ++s) sums[0] += sums[s];
+  return sums[0][0];
+}
+
+struct Work {
+  int64_t count, units;
+  float factor;
+  float* sinks;
+};
+
+void run_arithmetic(int64_t begin, int64_t end, void* context) {
+  const Work& work = *static_cast<const Work*>(context);
+  work.sinks[begin * 16] =
+      multiply_add((work.count * end / work.units - work.count * begin / work.units) / kWidth, work.factor);
+}
+
 struct Pass {
   const float* const* rows;
   int64_t tasks, count, units;
@@ -60,14 +86,23 @@ void run(int64_t begin, int64_t end, void* context) {
   }
 }
 
+using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
+
 }  // namespace
 
 // `parallel_for` is torch's: the same threads as the ops. tasks: any to read only, else 3, 10 or 40.
 extern "C" float fastmtl_floor(const float* const* rows, int64_t tasks, int64_t count, float* out, int64_t units,
-                               int32_t (*parallel_for)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*),
-                                                       void*)) {
+                               ParallelFor parallel_for) {
   std::vector<float> sinks(units * 16);
   Pass pass{rows, tasks, count, units, out, sinks.data()};
   parallel_for(0, units, 1, run, &pass);
+  return sinks[0];
+}
+
+// `count` multiply-adds of float32.
+extern "C" float fastmtl_arithmetic(int64_t count, int64_t units, float factor, ParallelFor parallel_for) {
+  std::vector<float> sinks(units * 16);
+  Work work{count, units, factor, sinks.data()};
+  parallel_for(0, units, 1, run_arithmetic, &work);
   return sinks[0];
 }

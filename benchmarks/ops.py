@@ -1,7 +1,8 @@
 """Micro benchmarks of the ops on CPU: as a multiple of one pass over the same memory, and of the same in torch operations.
 
-The floor is `floor.cpp`: it reads each gradient once, and writes a sum where the op does. All variants of a case that
-returns a total allocate it anew (pages and all), as a backward does.
+The floor is `floor.cpp`: it reads each gradient once, and writes a sum where the op does. Beside it stands what the op's
+multiply-adds in float32 alone take at the processor's peak rate: an op that could do both at once would take the longer
+of the two. All variants of a case that returns a total allocate it anew, as a backward does.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def _library() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
     """The compiled floor and torch's parallel loop."""
     folder = tempfile.mkdtemp(prefix="fastmtl-floor-")
     target = str(Path(folder) / "floor.so")
-    flags = ["-std=c++17", "-O3", "-fPIC", "-shared", *ISA_FLAGS[cpp.instruction_set()]]
+    flags = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", *ISA_FLAGS[cpp.instruction_set()]]
     subprocess.run(["g++", *flags, str(FLOOR), "-o", target], check=True)
     library = ctypes.CDLL(target)
-    library.fastmtl_floor.restype = ctypes.c_float
+    library.fastmtl_floor.restype = library.fastmtl_arithmetic.restype = ctypes.c_float
     torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     return library, ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p)
 
@@ -57,14 +58,36 @@ def floor(grads: Sequence[Tensor], out: Tensor | None = None) -> None:
     library.fastmtl_floor(pointers, *sizes, target, ctypes.c_int64(torch.get_num_threads()), parallel_for)
 
 
+def arithmetic(multiply_adds: int) -> None:
+    """So many multiply-adds of float32, in registers."""
+    library, parallel_for = _library()
+    count, threads = ctypes.c_int64(multiply_adds), ctypes.c_int64(torch.get_num_threads())
+    library.fastmtl_arithmetic(count, threads, ctypes.c_float(0.5), parallel_for)
+
+
+def allocate_alike(most: int = 8 << 20) -> None:
+    """Let glibc reuse freed blocks below ``most`` bytes, and fetch larger ones from the system at every allocation.
+
+    By itself it does now one and now the other: then one variant of a round would have to touch new pages, which takes
+    as long as the sum, and another would not.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt(M_MMAP_THRESHOLD, most)
+    mallopt(M_TRIM_THRESHOLD, 8 * most)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One op on one problem, the pass over the same memory, and the same in torch operations."""
+    """One op on one problem, the pass over the same memory, its multiply-adds, and the same in torch operations."""
 
     name: str
     run: Callable[[], object]
     floor: Callable[[], object]
     torch: Callable[[], object]
+    multiply_adds: int
 
 
 def cases(word: str = "") -> list[Callable[[], Case]]:
@@ -93,6 +116,10 @@ def cases(word: str = "") -> list[Callable[[], Case]]:
     return makers
 
 
+def _pairs(tasks: int) -> int:
+    return tasks * (tasks + 1) // 2
+
+
 def _sum_case(op: str, tasks: int, elements: int, dtype: torch.dtype, name: str) -> Case:
     grads = [torch.randn(8, elements // 8).to(dtype) for _ in range(tasks)]
     return Case(
@@ -100,6 +127,8 @@ def _sum_case(op: str, tasks: int, elements: int, dtype: torch.dtype, name: str)
         lambda: getattr(cpp, op)(grads),
         lambda: floor(grads, torch.empty_like(grads[0])),
         lambda: getattr(reference, op)(grads),
+        # Of moments: those of each sample and those of the sum over samples.
+        _pairs(tasks) * (elements + elements // 8) if op == "sum_moments" else tasks * elements,
     )
 
 
@@ -111,6 +140,7 @@ def _list_case(op: str, tasks: int, elements: int, name: str) -> Case:
         lambda: getattr(cpp, op)(tensors, tasks),
         lambda: floor(rows),
         lambda: getattr(reference, op)(tensors, tasks),
+        elements * (_pairs(tasks) if op == "gram" else tasks),
     )
 
 
@@ -122,6 +152,7 @@ def _weighted_case(tasks: int, elements: int, name: str) -> Case:
         lambda: cpp.weighted_sum_out(rows, tasks, weights, [out]),
         lambda: floor(rows, other),
         lambda: reference.weighted_sum_out(rows, tasks, weights, [out]),
+        elements * tasks,
     )
 
 
@@ -134,14 +165,21 @@ def main(
     """Print each op's time as a multiple of its floor, and how many times faster it is than torch operations."""
     torch.set_num_threads(threads)
     console, rows = Console(width=110), []
-    table = Table("case", "ms", "time / floor [quartiles]", "torch operations / time")
+    allocate_alike()
+    table = Table("case", "ms", "time / floor [quartiles]", "arithmetic / floor", "torch / time")
     for make in cases(word):
         case = make()
-        variants = {"floor": case.floor, "op": case.run, "torch": case.torch}
-        floor_time, op, plain = timing.interleaved(variants, rounds)
+        variants: dict[str, Callable[[], object]] = {
+            "floor": case.floor,
+            "op": case.run,
+            "torch": case.torch,
+            "arithmetic": functools.partial(arithmetic, case.multiply_adds),
+        }
+        floor_time, op, plain, least = timing.interleaved(variants, rounds)
         speedup = plain.seconds / op.seconds
-        table.add_row(case.name, f"{op.seconds * 1e3:.2f}", str(op), f"{speedup:.1f}x")
-        rows.append({"case": case.name, **timing.as_rows([op])[0], "floor": floor_time.seconds, "speedup": speedup})
+        table.add_row(case.name, f"{op.seconds * 1e3:.2f}", str(op), f"{least.ratio:.2f}", f"{speedup:.1f}x")
+        figures = {"floor": floor_time.seconds, "arithmetic": least.seconds, "speedup": speedup}
+        rows.append({"case": case.name, **timing.as_rows([op])[0], **figures})
     conditions = {**timing.conditions(), "instructions": cpp.instruction_set()}
     console.print(table)
     console.print(conditions)
