@@ -2,7 +2,7 @@
 
 The floor is `floor.cpp`: it reads each gradient once, and writes a sum where the op does. Beside it stands what the op's
 multiply-adds in float32 alone take at the processor's peak rate: an op that could do both at once would take the longer
-of the two. All variants of a case that returns a total allocate it anew, as a backward does.
+of the two. All variants of a case that returns a total allocate it, as a backward does, from memory that was freed.
 """
 
 from __future__ import annotations
@@ -65,18 +65,18 @@ def arithmetic(multiply_adds: int) -> None:
     library.fastmtl_arithmetic(count, threads, ctypes.c_float(0.5), parallel_for)
 
 
-def allocate_alike(most: int = 8 << 20) -> None:
-    """Let glibc reuse freed blocks below ``most`` bytes, and fetch larger ones from the system at every allocation.
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, as caching allocators do.
 
-    By itself it does now one and now the other: then one variant of a round would have to touch new pages, which takes
-    as long as the sum, and another would not.
+    By itself it gives some large blocks back to the system and not others: one variant of a round would then have to touch
+    new pages, which takes as long as the sum, and another would not.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    mallopt(M_MMAP_THRESHOLD, most)
-    mallopt(M_TRIM_THRESHOLD, 8 * most)
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def main(
     """Print each op's time as a multiple of its floor, and how many times faster it is than torch operations."""
     torch.set_num_threads(threads)
     console, rows = Console(width=110), []
-    allocate_alike()
+    keep_freed_memory()
     table = Table("case", "ms", "time / floor [quartiles]", "arithmetic / floor", "torch / time")
     for make in cases(word):
         case = make()
