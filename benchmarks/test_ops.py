@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.ops import cases
+from benchmarks.ops import cases, keep_freed_memory
 from fastmtl.backends import cpp
 
 REASON = cpp.unavailable(torch.device("cpu"))
@@ -16,6 +16,7 @@ SMALL = [make for make in cases() if "2^24" not in make.args[-1] and "P=24000000
 @pytest.mark.parametrize("variant", ["run", "floor", "torch"])
 @pytest.mark.parametrize("make", SMALL, ids=lambda make: make.args[-1])
 def test_op(benchmark, make, variant: str) -> None:  # type: ignore[no-untyped-def]
+    keep_freed_memory()
     case = make()
     benchmark.group = case.name
     benchmark.extra_info["instruction_set"] = cpp.instruction_set()

@@ -127,21 +127,8 @@ def conv_moments(
         )
     _check_conv_shape(input, like, kernel, steps, pads, spread, transposed)
     flat_pads = [pad for pair in pads for pad in pair]
-    return call(
-        torch.ops.fastmtl.conv_moments,
-        input,
-        flat,
-        kernel,
-        steps,
-        flat_pads,
-        spread,
-        groups,
-        transposed,
-        padding_mode,
-        bias,
-        per_sample,
-        way,
-    )
+    options = (kernel, steps, flat_pads, spread, groups, transposed, padding_mode, bias, per_sample, way)
+    return call(torch.ops.fastmtl.conv_moments, input, flat, *options)
 
 
 def embedding_moments(
