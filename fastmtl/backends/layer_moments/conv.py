@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,6 +20,27 @@ from fastmtl.backends.layer_moments.patches import (
     pixels,
 )
 from fastmtl.backends.layer_moments.primitives import Gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SizesByPixels(Sizes):
+    """Of a convolution whose patches' products are sums of products of pixels, see `patch_gram`."""
+
+    by_pixels: int  # multiply-adds for the patches of two samples, one group
+    pixels: int  # numbers of one image
+    held: int  # numbers while the products of two samples are formed, one group
+
+    def square_cost(self) -> int:
+        """Multiply-adds of the products of the inputs of two samples."""
+        return self.groups * self.by_pixels
+
+    def inputs_memory(self) -> int:
+        """Numbers held for each sample to form products of inputs: pixels, not patches."""
+        return self.pixels
+
+    def square_memory(self) -> int:
+        """Numbers held while the products of the inputs of two samples are formed."""
+        return self.groups * self.held
 
 
 class ConvFactors(Factors):
@@ -46,7 +68,13 @@ class ConvFactors(Factors):
         self._rest = geometry.without_padding() if padded_first else geometry
         by_pixels = patch_gram_cost(self._size, self._rest, inputs.shape[1] // groups)
         self._by_pixels = by_pixels < self.sizes.positions**2 * inner
-        self._square_cost = min(by_pixels, self.sizes.positions**2 * inner)
+        if self._by_pixels:
+            self.sizes = _SizesByPixels(
+                **vars(self.sizes),
+                by_pixels=by_pixels,
+                pixels=math.prod(self._size) * inputs.shape[1],
+                held=patch_gram_memory(self._size, self._rest),
+            )
 
     def operands(self) -> Operands:
         """The images, padded where it is not with zeros."""
@@ -89,25 +117,11 @@ class ConvFactors(Factors):
         rows, columns = (joined(self._pixels(block)) for block in (left, right))
         return self.with_bias(patch_gram(rows, columns, self._size, self._rest))
 
-    def square_cost(self) -> int:
-        """Multiply-adds of the products of the inputs of two samples."""
-        return self.sizes.groups * self._square_cost
-
-    def inputs_memory(self) -> int:
-        """Numbers held for each sample to form products of inputs: pixels or patches."""
-        return math.prod(self._size) * self._inputs.shape[1] if self._by_pixels else super().inputs_memory()
-
-    def square_memory(self) -> int:
-        """Numbers held while the products of the inputs of two samples are formed."""
-        held = patch_gram_memory(self._size, self._rest) if self._by_pixels else self.sizes.positions**2
-        return self.sizes.groups * held
-
 
 class TransposedConvFactors(Factors):
     """The roles change: patches of the gradients meet the pixels of the input. The bias is not part of the products."""
 
     bias = False
-    copies = True
 
     def __init__(self, inputs: Tensor, grads: Gradients, geometry: Geometry, groups: int):
         like = present_of(grads)[0]
@@ -124,6 +138,7 @@ class TransposedConvFactors(Factors):
             outputs=outputs // groups,
             tasks=len(grads),
             memory=memory_of(inputs, like, inputs.shape[1] // groups * outputs),
+            copies=True,
         )
 
     def inputs(self, block: Block) -> Tensor:

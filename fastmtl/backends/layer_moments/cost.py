@@ -19,12 +19,14 @@ measured). Among "auto", "pairs" and "form" the chosen one took at most some 15 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmtl.backends.layer_moments.factors import Factors
+from fastmtl.backends.layer_moments.factors import Sizes
 from fastmtl.backends.layer_moments.primitives import Costs
 
+KEPT = 1024  # plans that are remembered: a network has fewer layers and sizes of batches
 _BLOCKS = 8  # of samples that meet: few compute pairs twice
 
 Way = Literal["pairs", "form"]
@@ -38,21 +40,22 @@ class Plan:
     samples: Way | None
 
 
-def plan(factors: Factors, way: str, per_sample: bool, costs: Costs) -> Plan:
+@functools.lru_cache(maxsize=KEPT)
+def plan(sizes: Sizes, way: str, per_sample: bool, costs: Costs) -> Plan:
     """The cheapest plan, or the one of ``way``. Q of one position a sample is always that of pairs: nothing is cheaper."""
-    single = factors.sizes.positions == 1
+    single = sizes.positions == 1
     if way == "pairs":
         return Plan("pairs", "pairs" if per_sample else None)
     if way == "form":
         return Plan("form", None if not per_sample else "pairs" if single else "form")
     of_batch: dict[Way, int] = {
-        "pairs": batch_by_pairs(factors, costs),
-        "form": _by_forming(factors, False, costs),
+        "pairs": batch_by_pairs(sizes, costs),
+        "form": _by_forming(sizes, False, costs),
     }
     batch = min(of_batch, key=lambda name: of_batch[name])
     if not per_sample:
         return Plan(batch, None)
-    if single or _samples_by_pairs(factors, costs) + of_batch[batch] < _by_forming(factors, True, costs):
+    if single or _samples_by_pairs(sizes, costs) + of_batch[batch] < _by_forming(sizes, True, costs):
         return Plan(batch, "pairs")
     return Plan("form", "form")
 
@@ -62,62 +65,56 @@ def _count(length: int, size: int) -> int:
     return -(-length // max(1, size))
 
 
-def _beside(factors: Factors, costs: Costs) -> int:
+def _beside(sizes: Sizes, costs: Costs) -> int:
     """Products of all tasks that are written, and read with the gradients, for each sample."""
-    sizes = factors.sizes
     return sizes.groups * sizes.positions * sizes.outputs * sizes.tasks * (costs.formed + sizes.tasks * costs.read)
 
 
-def _samples_by_pairs(factors: Factors, costs: Costs) -> int:
-    sizes = factors.sizes
-    products = factors.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
-    calls = _count(sizes.batch, samples_of_block(factors)) * (5 + 4 * sizes.tasks)
-    return sizes.batch * (products + _beside(factors, costs)) + calls * costs.call
+def _samples_by_pairs(sizes: Sizes, costs: Costs) -> int:
+    products = sizes.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
+    calls = _count(sizes.batch, samples_of_block(sizes)) * (5 + 4 * sizes.tasks)
+    return sizes.batch * (products + _beside(sizes, costs)) + calls * costs.call
 
 
-def batch_by_pairs(factors: Factors, costs: Costs) -> int:
+def batch_by_pairs(sizes: Sizes, costs: Costs) -> int:
     """M from all pairs of positions."""
-    sizes = factors.sizes
-    rows, columns = samples_of_panels(factors, costs)
+    rows, columns = samples_of_panels(sizes, costs)
     # On average a panel reaches over half of the batch.
     count = _count(sizes.batch, rows) * _count((sizes.batch + rows) // 2, columns)
-    products = factors.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
+    products = sizes.square_cost() + sizes.groups * sizes.positions**2 * sizes.tasks * sizes.outputs
     met = sizes.batch * (sizes.batch + rows) // 2
-    return met * products + count * (rows * _beside(factors, costs) + (6 + 6 * sizes.tasks) * costs.call)
+    return met * products + count * (rows * _beside(sizes, costs) + (6 + 6 * sizes.tasks) * costs.call)
 
 
-def _by_forming(factors: Factors, per_sample: bool, costs: Costs) -> int:
+def _by_forming(sizes: Sizes, per_sample: bool, costs: Costs) -> int:
     """M, and Q where ``per_sample`` is set."""
-    sizes = factors.sizes
-    rows, samples = rows_and_samples(factors, per_sample)
+    rows, samples = rows_and_samples(sizes, per_sample)
     count = _count(sizes.outputs, rows) * _count(sizes.batch, samples)
-    formed = sizes.tasks * factors.formed() * (sizes.batch if per_sample else 1) * (costs.formed + sizes.tasks)
-    return sizes.batch * sizes.tasks * factors.form_cost() + formed + count * (6 + 6 * sizes.tasks) * costs.call
+    formed = sizes.tasks * sizes.formed() * (sizes.batch if per_sample else 1) * (costs.formed + sizes.tasks)
+    return sizes.batch * sizes.tasks * sizes.form_cost() + formed + count * (6 + 6 * sizes.tasks) * costs.call
 
 
-def samples_of_block(factors: Factors) -> int:
+def samples_of_block(sizes: Sizes) -> int:
     """Samples whose products of inputs, and what goes with them, fit the memory."""
-    held = factors.square_memory() + factors.inputs_memory() + factors.grads_memory()
-    return factors.sizes.memory // held
+    held = sizes.square_memory() + sizes.inputs_memory() + sizes.grads_memory()
+    return sizes.memory // held
 
 
-def samples_of_panels(factors: Factors, costs: Costs) -> tuple[int, int]:
+def samples_of_panels(sizes: Sizes, costs: Costs) -> tuple[int, int]:
     """Samples whose inputs meet, left and right, such that their products and what goes with them fit the memory."""
-    sizes = factors.sizes
     n, batch = sizes.positions, sizes.batch
-    square, single = factors.square_memory(), factors.inputs_memory() + factors.grads_memory()
+    square, single = sizes.square_memory(), sizes.inputs_memory() + sizes.grads_memory()
     rows = max(-(-batch // _BLOCKS), -(-costs.least_rows // n))
     rows = max(1, min(rows, batch, sizes.memory // (4 * (square + single))))
     return rows, max(1, (sizes.memory - rows * single) // (rows * square + single))
 
 
-def rows_and_samples(factors: Factors, per_sample: bool) -> tuple[int, int]:
+def rows_and_samples(sizes: Sizes, per_sample: bool) -> tuple[int, int]:
     """Rows of the weight gradients and samples that are formed at a time.
 
     A fifth of the memory is for the sums of all tasks' rows, and two for what is formed with what it is formed of.
     """
-    sizes = factors.sizes
     row = sizes.groups * sizes.inputs * sizes.tasks
     rows = max(1, min(sizes.outputs, sizes.memory // (5 * row)))
-    copied = sizes.groups * sizes.positions * sizes.inputs + factors.grads_memory()
+    copied = sizes.groups * sizes.positions * sizes.inputs + sizes.grads_memory()
     return rows, 2 * sizes.memory // (5 * (copied + (rows * row if per_sample else 0)))

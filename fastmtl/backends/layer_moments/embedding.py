@@ -16,6 +16,18 @@ from fastmtl.backends.layer_moments.primitives import Gradients, Primitives
 _SUM_COST = 50
 
 
+class _EmbeddingSizes(Sizes):
+    """Of an embedding: nothing but sums is formed."""
+
+    def form_cost(self) -> int:
+        """Sums over equal indices, in multiply-adds."""
+        return _SUM_COST * self.formed()
+
+    def formed(self) -> int:
+        """Elements of one task's sums."""
+        return self.positions * self.outputs
+
+
 class EmbeddingFactors(Factors):
     """The inputs are one-hot vectors, which are never formed: pairs of equal indices, or sums over equal indices."""
 
@@ -27,7 +39,7 @@ class EmbeddingFactors(Factors):
         self._grads, self.dtype, self._padding = grads, statistics_dtype(like), padding_idx
         batch, positions = indices.shape[0], math.prod(indices.shape[1:])
         self._indices = indices.reshape(batch, positions)
-        self.sizes = Sizes(
+        self.sizes: Sizes = _EmbeddingSizes(
             batch=batch,
             groups=1,
             positions=positions,
@@ -46,14 +58,6 @@ class EmbeddingFactors(Factors):
         grad = self._grads[task]
         sizes = self.sizes
         return None if grad is None else block.of(grad).reshape(block.samples, 1, sizes.positions, sizes.outputs)
-
-    def form_cost(self) -> int:
-        """Sums over equal indices, in multiply-adds."""
-        return _SUM_COST * self.formed()
-
-    def formed(self) -> int:
-        """Elements of one task's sums."""
-        return self.sizes.positions * self.sizes.outputs
 
     def _equal(self, rows: Tensor, columns: Tensor) -> Tensor:
         equal = rows.unsqueeze(-1) == columns.unsqueeze(-2)

@@ -43,7 +43,7 @@ def blocks(batch: int, size: int, first: int = 0) -> list[Block]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What costs depend on. ``memory``: how many numbers may be held beyond what was given."""
+    """What costs depend on, and the costs themselves. ``memory``: how many numbers may be held beyond what was given."""
 
     batch: int
     groups: int
@@ -52,6 +52,31 @@ class Sizes:
     outputs: int
     tasks: int
     memory: int
+    copies: bool = False  # whether gradients are not views: those of all tasks are then held
+
+    def square_cost(self) -> int:
+        """Multiply-adds of the products of the inputs of two samples."""
+        return self.groups * self.positions**2 * self.inputs
+
+    def form_cost(self) -> int:
+        """Multiply-adds of forming one task's gradient of one sample."""
+        return self.groups * self.positions * self.inputs * self.outputs
+
+    def formed(self) -> int:
+        """Elements of one task's formed gradient."""
+        return self.groups * self.inputs * self.outputs
+
+    def grads_memory(self) -> int:
+        """Numbers held for each sample beside the products of inputs: gradients that are copies, and one product."""
+        return self.groups * self.positions * self.outputs * (2 + (self.tasks if self.copies else 0))
+
+    def inputs_memory(self) -> int:
+        """Numbers held for each sample to form products of inputs."""
+        return self.groups * self.positions * self.inputs
+
+    def square_memory(self) -> int:
+        """Numbers held while the products of the inputs of two samples are formed."""
+        return self.groups * self.positions**2
 
 
 # Small layers need not be cut: some pages of memory are always there.
@@ -80,7 +105,6 @@ class Factors(ABC):
     sizes: Sizes
     dtype: torch.dtype
     device: torch.device
-    copies: bool = False  # whether gradients are not views: those of all tasks are then held
     bias: bool  # whether a constant input 1 belongs to every position
 
     @abstractmethod
@@ -112,31 +136,6 @@ class Factors(ABC):
     def grads(self, block: Block) -> Gradients:
         """The gradients of all tasks."""
         return [self.grad(task, block) for task in range(self.sizes.tasks)]
-
-    def square_cost(self) -> int:
-        """Multiply-adds of the products of the inputs of two samples."""
-        return self.sizes.groups * self.sizes.positions**2 * self.sizes.inputs
-
-    def form_cost(self) -> int:
-        """Multiply-adds of forming one task's gradient of one sample."""
-        return self.sizes.groups * self.sizes.positions * self.sizes.inputs * self.sizes.outputs
-
-    def formed(self) -> int:
-        """Elements of one task's formed gradient."""
-        return self.sizes.groups * self.sizes.inputs * self.sizes.outputs
-
-    def grads_memory(self) -> int:
-        """Numbers held for each sample beside the products of inputs: gradients that are copies, and one product."""
-        one = self.sizes.groups * self.sizes.positions * self.sizes.outputs
-        return one * (2 + (self.sizes.tasks if self.copies else 0))
-
-    def inputs_memory(self) -> int:
-        """Numbers held for each sample to form products of inputs."""
-        return self.sizes.groups * self.sizes.positions * self.sizes.inputs
-
-    def square_memory(self) -> int:
-        """Numbers held while the products of the inputs of two samples are formed."""
-        return self.sizes.groups * self.sizes.positions**2
 
 
 def joined(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -11,7 +12,7 @@ from fastmtl.backends.contract import present_of, statistics_dtype
 from fastmtl.backends.layer_moments import cost
 from fastmtl.backends.layer_moments.factors import Block, Factors, Operands, Sizes, memory_of
 from fastmtl.backends.layer_moments.patches import Geometry
-from fastmtl.backends.layer_moments.primitives import Gradients, Primitives
+from fastmtl.backends.layer_moments.primitives import Costs, Gradients, Primitives
 
 
 class LinearFactors(Factors):
@@ -70,14 +71,7 @@ class LinearFactors(Factors):
     def in_one_call(self, primitives: Primitives, way: str, per_sample: bool) -> tuple[Tensor, Tensor]:
         """M and Q, for one position a sample, by a backend that has a call for it."""
         assert primitives.rows_linear is not None
-        pairs = cost.plan(self, way, per_sample, primitives.costs).batch == "pairs"
-        if pairs:
-            samples, _ = cost.samples_of_panels(self, primitives.costs)
-            # Here the products of all tasks are held, with the inner products of the inputs.
-            held = self.sizes.tasks * self.sizes.outputs + self.sizes.batch
-            rows = max(1, min(samples, self.sizes.memory // held))
-        else:
-            rows, _ = cost.rows_and_samples(self, False)
+        pairs, rows = _one_call(self.sizes, way, per_sample, primitives.costs)
         M, *Q = primitives.rows_linear(*self._single_positions(), self.bias, per_sample, pairs, rows)
         return M, Q[0] if per_sample else torch.full_like(M, torch.nan)
 
@@ -88,7 +82,7 @@ class LinearFactors(Factors):
         """
         assert not per_sample
         inputs, grads = self._single_positions()
-        tile, _ = cost.rows_and_samples(self, per_sample)
+        tile, _ = cost.rows_and_samples(self.sizes, per_sample)
         M: Tensor | None = None
         for first in range(0, self.sizes.outputs, tile):
             count = min(tile, self.sizes.outputs - first)
@@ -102,3 +96,13 @@ class LinearFactors(Factors):
             M = part if M is None else M.add_(part)
         assert M is not None
         return M, None
+
+
+@functools.lru_cache(maxsize=cost.KEPT)
+def _one_call(sizes: Sizes, way: str, per_sample: bool, costs: Costs) -> tuple[bool, int]:
+    """Whether M comes from pairs of samples, and how many samples, or rows of weight gradients, at a time."""
+    if cost.plan(sizes, way, per_sample, costs).batch == "form":
+        return False, cost.rows_and_samples(sizes, False)[0]
+    samples, _ = cost.samples_of_panels(sizes, costs)
+    # Here the products of all tasks are held, with the inner products of the inputs.
+    return True, max(1, min(samples, sizes.memory // (sizes.tasks * sizes.outputs + sizes.batch)))

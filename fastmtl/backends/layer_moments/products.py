@@ -29,7 +29,7 @@ def moments(
 ) -> tuple[Tensor, Tensor]:
     """M and Q; Q is NaN unless ``per_sample`` is set."""
     sizes = factors.sizes
-    plan = cost.plan(factors, way, per_sample, primitives.costs)
+    plan = cost.plan(sizes, way, per_sample, primitives.costs)
     M = Q = None
     if plan.samples == "pairs":
         Q = samples_by_pairs(primitives, factors)
@@ -47,7 +47,7 @@ def samples_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
     """sum_b <c_kb, c_jb> from the pairs of positions of each sample."""
     sizes = factors.sizes
     total: Tensor | None = None
-    for block in blocks(sizes.batch, cost.samples_of_block(factors)):
+    for block in blocks(sizes.batch, cost.samples_of_block(sizes)):
         gram = factors.sample_input_gram(block)
         if sizes.positions == sizes.groups == 1:
             rows = [None if grad is None else grad.flatten(1) for grad in factors.grads(block)]
@@ -67,7 +67,7 @@ def batch_by_pairs(primitives: Primitives, factors: Factors) -> Tensor:
     """
     sizes = factors.sizes
     total: Tensor | None = None
-    rows, columns = cost.samples_of_panels(factors, primitives.costs)
+    rows, columns = cost.samples_of_panels(sizes, primitives.costs)
     for left in blocks(sizes.batch, rows):
         for right in blocks(sizes.batch, columns, left.first):
             gram = factors.input_gram(left, right)
@@ -103,7 +103,7 @@ def by_forming(primitives: Primitives, factors: Factors, per_sample: bool) -> tu
     sizes = factors.sizes
     M: Tensor | None = None
     Q: Tensor | None = None
-    tile, samples = cost.rows_and_samples(factors, per_sample)
+    tile, samples = cost.rows_and_samples(sizes, per_sample)
     for first in range(0, sizes.outputs, tile):
         rows = range(first, min(first + tile, sizes.outputs))
 

@@ -48,13 +48,13 @@ class FusedLayerMoments(LayerMoments):
     def _of_factors(
         self, factors: Factors, way: str, per_sample: bool, form: Forming | None = None
     ) -> tuple[Tensor, Tensor]:
-        fits = layer_configs.fits(factors.sizes.tasks, per_sample, factors.formed())
+        fits = layer_configs.fits(factors.sizes.tasks, per_sample, factors.sizes.formed())
         if fits and isinstance(factors, (LinearFactors, ConvFactors)):
             operands = factors.operands()
             form = functools.partial(form_moments, operands)
             # A kernel that forms M gives Q as well.
             formed = layer_configs.forming(factors.sizes, _operand(operands).primitive_bitwidth, self.primitives.costs)
-            if way == "auto" and formed <= cost.batch_by_pairs(factors, self.primitives.costs):
+            if way == "auto" and formed <= cost.batch_by_pairs(factors.sizes, self.primitives.costs):
                 way = "form"
         return super()._of_factors(factors, way, per_sample, form)
 
