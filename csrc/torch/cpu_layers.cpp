@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "../kernels/cpu/chunks.h"
+#include "../kernels/cpu/linear.h"
 #include "../kernels/cpu/products.h"
 #include "cpu_views.h"
 #include "statistics.h"
@@ -123,6 +124,17 @@ void add_bias(const OptionalTensors& grads, std::vector<double>& M) {
   }
 }
 
+template <class S>
+LinearLayer<S> layer_of(const Tensor& input, const OptionalTensors& grads, int64_t outputs, bool bias) {
+  const auto samples = [](const Tensor& tensor) {
+    return Samples<S>{static_cast<const S*>(data_of(tensor)), tensor.stride(0), tensor.stride(1)};
+  };
+  LinearLayer<S> layer{input.size(0), input.size(1), outputs, bias, samples(input), {}};
+  for (const std::optional<Tensor>& grad : grads)
+    layer.grads.push_back(grad.has_value() ? samples(*grad) : Samples<S>{});
+  return layer;
+}
+
 // <sum_b c_kb, sum_b c_jb> from the weight gradients, `rows` rows of all tasks at a time.
 template <class S>
 std::vector<double> by_forming(const Tensor& input, const OptionalTensors& grads, int64_t outputs, bool bias,
@@ -189,7 +201,11 @@ std::vector<Tensor> rows_linear_moments_op(const Tensor& input, const OptionalTe
   std::vector<double> M, Q(tasks * tasks);
   with_type(like, [&](auto zero) {
     using S = decltype(zero);
-    M = pairs ? by_pairs<S>(input, grads, bias, rows) : by_forming<S>(input, grads, like.size(1), bias, rows);
+    M.resize(tasks * tasks);
+    const LinearLayer<S> layer = layer_of<S>(input, grads, like.size(1), bias);
+    // By kernels where the layer is small, else by torch's products.
+    if (!(pairs ? linear_by_pairs<S> : linear_by_forming<S>)(isa(), torch_threads(), layer, M.data()))
+      M = pairs ? by_pairs<S>(input, grads, bias, rows) : by_forming<S>(input, grads, layer.outputs, bias, rows);
     if (!per_sample) return;
     std::vector<S> weights = squared_rows<S>(isa(), input);
     for (S& weight : weights) weight += bias ? 1 : 0;

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/kernels/cpu/linear.h"
 #include "../../csrc/kernels/cpu/lists.h"
 #include "../../csrc/kernels/cpu/moments.h"
 #include "../../csrc/kernels/cpu/products.h"
@@ -91,6 +92,42 @@ void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t c
     check(weighted[k * tasks + k], 0.5 * expected, expected, "sample_gram");
     check(norms[k], 2 * expected, expected, "squared_norms");
     check(more[k], expected, expected, "sum_norms");
+  }
+}
+
+// The last row ends where its memory ends; `turned`: samples are innermost. One task is missing.
+template <class S>
+void linear(const Isa& isa, int64_t batch, int64_t width, int64_t outputs, bool bias, bool turned) {
+  std::vector<std::unique_ptr<S[]>> memory;
+  const auto samples = [&](int64_t task, int64_t length) {
+    memory.emplace_back(new S[batch * length]);
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t i = 0; i < length; ++i)
+        memory.back()[turned ? i * batch + b : b * length + i] = value(task, b * length + i);
+    }
+    return Samples<S>{memory.back().get(), turned ? 1 : length, turned ? batch : 1};
+  };
+  const LinearLayer<S> layer{
+      batch, width, outputs, bias, samples(5, width), {samples(0, outputs), {}, samples(1, outputs)}};
+  double expected[4] = {};
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t i = 0; i < width + bias; ++i) {
+      double formed[2] = {};
+      for (int64_t b = 0; b < batch; ++b) {
+        const double input = i == width ? 1 : value(5, b * width + i);
+        for (int task = 0; task < 2; ++task) formed[task] += input * value(task, b * outputs + o);
+      }
+      for (int k = 0; k < 4; ++k) expected[k] += formed[k / 2] * formed[k % 2];
+    }
+  }
+  const Executor parallel{on_threads};
+  for (const auto way : {linear_by_forming<S>, linear_by_pairs<S>}) {
+    std::vector<double> M(9, NAN);
+    if (!way(isa, parallel, layer, M.data())) continue;
+    for (int k = 0; k < 9; ++k) {
+      const double wanted = k / 3 == 1 || k % 3 == 1 ? 0 : expected[k / 3 / 2 * 2 + k % 3 / 2];
+      check(M[k], wanted, std::max(expected[0], expected[3]), "linear");
+    }
   }
 }
 
@@ -192,6 +229,11 @@ int main() {
       }
     }
     run<float>(*isa, 3, 2000, 40, 50, false, false);  // samples split over units
+    for (const bool bias : {false, true}) {
+      linear<float>(*isa, 73, 65, 66, bias, false);
+      linear<float>(*isa, 257, 80, 71, bias, true);
+      linear<double>(*isa, 50, 300, 53, bias, false);
+    }
   }
   update();
   for (const int64_t tasks : {1, 2, 5, 17}) {

@@ -56,6 +56,56 @@ def test_moments_of_linear_layers(isa: str, rows: int, pairs: bool, dtype: torch
                 assert torch.equal(M, got[0])
 
 
+# Large enough for the kernels, on each instruction set or on the narrower ones; more than 256 samples or inputs are summed
+# in parts; sides that are no multiples of a tile's.
+_LAYERS = [(300, 70, 50), (257, 96, 64), (70, 300, 65), (49, 129, 97), (600, 33, 200)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", _LAYERS, ids=str)
+def test_moments_of_linear_layers_by_kernels(
+    isa: str, sizes: tuple[int, int, int], bias: bool, pairs: bool, dtype: torch.dtype
+) -> None:
+    batch, inner, outputs = sizes
+    (inputs,) = random_grads(1, (batch, inner), dtype, 1)
+    a, b, c, d = random_grads(4, (batch, outputs), dtype)
+    # Equal numbers are all rounded the same way.
+    expanded = [a[:1].expand_as(a), b[:, :1].expand_as(b), torch.stack([c, c], -1)[..., 0]]
+    for given, relative in (
+        ([a], 5e-7),
+        ([a, None, b.T.contiguous().T, c], 5e-7),
+        ([a, b, c, d] * 2, 5e-7),
+        (expanded, 3e-6),
+    ):
+        for rows in (inputs, inputs.T.contiguous().T):
+            exact = reference.linear_moments(rows.double(), wide_of(given), bias, True, "form")
+            for value, wanted in zip(cpp.rows_linear_moments(rows, given, bias, True, pairs, 1000), exact, strict=True):
+                check_statistics(value, wanted, dtype, relative)
+                assert torch.equal(value, value.T)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_what_is_not_finite_stays_with_its_task(isa: str, pairs: bool) -> None:
+    (inputs,) = random_grads(1, (100, 70), torch.float32, 1)
+    grads = random_grads(3, (100, 66))
+    expected = cpp.rows_linear_moments(inputs, grads, True, True, pairs, 1000)
+    for value in (torch.inf, torch.nan):
+        grads[1][99, 65] = value
+        for got, wanted in zip(cpp.rows_linear_moments(inputs, grads, True, True, pairs, 1000), expected, strict=True):
+            kept = torch.tensor([[True, False, True], [False] * 3, [True, False, True]])
+            assert torch.equal(got[kept], wanted[kept]) and not got[~kept].isfinite().any()
+
+
+def test_weights_of_samples_may_be_negative() -> None:
+    grads = random_grads(3, (70, 11))
+    weights = torch.linspace(-1, 1, 70)
+    exact = reference.sample_gram(wide_of(grads), weights.double())
+    scale = reference.sample_gram(wide_of(grads), weights.abs().double()).diagonal().sqrt()
+    assert ((cpp.sample_gram(grads, weights).double() - exact).abs() <= 5e-7 * torch.outer(scale, scale)).all()
+
+
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_products_of_layouts(isa: str, first: str, second: str) -> None:
@@ -66,13 +116,15 @@ def test_products_of_layouts(isa: str, first: str, second: str) -> None:
 def test_products_do_not_depend_on_the_threads() -> None:
     grads = list(random_grads(3, (7, 30011)))
     weights = torch.rand(7)
+    inputs, *outputs = random_grads(4, (200, 150))
     results = []
     for threads in (1, 2, 3):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            results.append((cpp.cross_gram(grads[:2], grads), cpp.sample_gram(grads, weights)))
+            ways = [cpp.rows_linear_moments(inputs, outputs, True, True, pairs, 1000) for pairs in (False, True)]
+            results.append((cpp.cross_gram(grads[:2], grads), cpp.sample_gram(grads, weights), *ways[0], *ways[1]))
         finally:
             torch.set_num_threads(before)
-    for cross, samples in results[1:]:
-        assert torch.equal(cross, results[0][0]) and torch.equal(samples, results[0][1])
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))

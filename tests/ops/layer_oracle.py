@@ -133,6 +133,7 @@ LINEARS = [
     linear("linear-one-sample", (1, 7), 5),
     linear("linear-wide", (3, 40), 50),
     linear("linear-many-samples", (90, 3), 4),
+    linear("linear-kernels", (140, 70), 66),  # those of the C++ backend on any CPU
     linear("linear-tokens", (4, 6, 7), 5),
     linear("linear-tokens-no-bias", (4, 6, 7), 5, bias=False),
     linear("linear-grid", (3, 2, 4, 7), 5),

@@ -61,10 +61,12 @@ class Chunks {
   std::vector<int64_t> first_;  // chunk of each column
 };
 
-inline std::vector<int64_t> present_tasks(const Column& column) {
+// Of one tensor a task, those that are there.
+template <class Tensor>
+std::vector<int64_t> present_tasks(const std::vector<Tensor>& tensors) {
   std::vector<int64_t> present;
-  for (size_t k = 0; k < column.tensors.size(); ++k) {
-    if (column.tensors[k].data != nullptr) present.push_back(k);
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    if (tensors[k].data != nullptr) present.push_back(k);
   }
   return present;
 }
@@ -73,6 +75,26 @@ inline double folded(const double* lanes, int64_t count) {
   double sum = 0;
   for (int64_t l = 0; l < count; ++l) sum += lanes[l];
   return sum;
+}
+
+// The lanes of the upper triangle of a [tasks, tasks] matrix as numbers.
+inline void fold(const double* lanes, int64_t tasks, int64_t width, double* to) {
+  for (int64_t i = 0; i < tasks; ++i) {
+    for (int64_t j = i; j < tasks; ++j) to[i * tasks + j] = folded(lanes + (i * tasks + j) * width, width);
+  }
+}
+
+// The sum of the units' matrices, in their order, spread to the places of the tasks that are present.
+inline void add_up(const double* partial, int64_t units, const std::vector<int64_t>& present, int64_t tasks,
+                   double factor, double* matrix) {
+  const int64_t count = present.size();
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = i; j < count; ++j) {
+      double sum = 0;
+      for (int64_t unit = 0; unit < units; ++unit) sum += partial[(unit * count + i) * count + j];
+      matrix[present[i] * tasks + present[j]] = matrix[present[j] * tasks + present[i]] = factor * sum;
+    }
+  }
 }
 
 // The rows of one chunk after another, with memory to convert and gather into.

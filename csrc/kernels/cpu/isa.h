@@ -18,6 +18,19 @@ struct Prefetch {
   const char* out = nullptr;          // how the output goes on, null: there is none
 };
 
+// What forms products of matrices, a tile of sums at a time.
+template <class S>
+struct Forming {
+  int64_t rows, columns;  // of a tile; a narrow one has half the columns
+  // out[r * pitch + c] = sum_b left[b * rows + r] * right[b * columns + c], or that added to it
+  void (*wide)(const S* left, const S* right, int64_t count, S* out, int64_t pitch, bool add);
+  void (*narrow)(const S* left, const S* right, int64_t count, S* out, int64_t pitch, bool add);
+  // Such operands of a matrix whose element [b, i] is from[b * pitch + i * step]; zeros from the column `given` on.
+  void (*pack_left)(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to);
+  void (*pack_wide)(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to);
+  void (*pack_narrow)(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to);
+};
+
 // All functions take rows of `count` elements. They may be used in place: an output may be one of the rows.
 //
 // "lanes" are partial sums in double: Isa::lanes of them belong to one result, added up by the caller at the very end.
@@ -41,6 +54,7 @@ struct Compute {
                               S* accumulators, int64_t pitch, bool first, double* lanes, const Prefetch& ahead);
   // out = weights_0 * row_0 + ...
   void (*weighted_sum)(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out);
+  Forming<S> forming;
 };
 
 struct Isa {

@@ -33,7 +33,7 @@ void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& c
     int64_t last_unit = -1, last_column = -1;
     chunks.of_units(begin, end, [&](int64_t unit, int64_t n, const Block& block, int64_t after, const Block& next) {
       if (unit != last_unit || n != last_column) {
-        std::vector<int64_t> now = present_tasks(columns[n]);
+        std::vector<int64_t> now = present_tasks(columns[n].tensors);
         if (unit != last_unit || now != present) {
           if (last_unit >= 0) flush(&partial[last_unit * size]);
           present = std::move(now);
@@ -103,7 +103,7 @@ void weighted_sum(const Isa& isa, const Executor& parallel, const std::vector<Co
     int64_t last = -1;
     chunks.of_units(begin, end, [&](int64_t, int64_t n, const Block& block, int64_t, const Block&) {
       if (n != last) {
-        present = present_tasks(columns[n]);
+        present = present_tasks(columns[n].tensors);
         used.clear();
         for (const int64_t k : present) used.push_back(weights[k]);
         last = n;
@@ -118,7 +118,7 @@ void weighted_sum(const Isa& isa, const Executor& parallel, const std::vector<Co
 
 template <class S>
 void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, const View& out, double* result) {
-  const std::vector<int64_t> present = present_tasks(column);
+  const std::vector<int64_t> present = present_tasks(column.tensors);
   const int64_t tasks = column.tensors.size(), count = present.size();
   const Chunks chunks({column.positions}, count, sizeof(S));
   std::vector<double> partial(chunks.units() * count, 0.0);

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "chunks.h"
+
 namespace fastmtl {
 namespace {
 
@@ -159,30 +161,6 @@ class Worker {
   std::vector<const char*> next_;
 };
 
-// Adds up the lanes of the upper triangle.
-void fold(const double* lanes, int64_t tasks, int64_t width, double* to) {
-  for (int64_t i = 0; i < tasks; ++i) {
-    for (int64_t j = i; j < tasks; ++j) {
-      double sum = 0;
-      for (int64_t l = 0; l < width; ++l) sum += lanes[(i * tasks + j) * width + l];
-      to[i * tasks + j] = sum;
-    }
-  }
-}
-
-// The sum of the units' matrices, in their order, spread to the places of the tasks that are present.
-void add_up(const double* partial, int64_t units, const std::vector<int64_t>& present, int64_t tasks, double factor,
-            double* matrix) {
-  const int64_t count = present.size();
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = i; j < count; ++j) {
-      double sum = 0;
-      for (int64_t unit = 0; unit < units; ++unit) sum += partial[(unit * count + i) * count + j];
-      matrix[present[i] * tasks + present[j]] = matrix[present[j] * tasks + present[i]] = factor * sum;
-    }
-  }
-}
-
 }  // namespace
 
 template <class S>
@@ -191,10 +169,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
   std::fill_n(M, tasks * tasks, 0.0);
   std::fill_n(Q, tasks * tasks, 0.0);
   if (samples == 0 || positions == 0) return;
-  std::vector<int64_t> present;
-  for (int64_t k = 0; k < tasks; ++k) {
-    if (problem.grads[k].data != nullptr) present.push_back(k);
-  }
+  const std::vector<int64_t> present = present_tasks(problem.grads);
   const int64_t count = present.size(), square = count * count;
   const Plan plan(isa, count, samples, positions, sizeof(S), size_of(problem.total.dtype) == 2);
   const int64_t chunks = ceil_div(positions, plan.elements), units = plan.position_units * plan.sample_units;

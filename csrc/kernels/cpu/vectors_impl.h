@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-#define FASTMTL_UNROLL _Pragma("GCC unroll 8")
+#define FASTMTL_UNROLL _Pragma("GCC unroll 16")
 
 namespace fastmtl {
 namespace {

@@ -8,6 +8,7 @@ sum of outer products over positions (samples, tokens, pixels): `factors`, and w
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,7 +19,7 @@ from fastmtl.backends.contract import present_of, statistics_dtype
 from fastmtl.backends.layer_moments.conv import ConvFactors, TransposedConvFactors
 from fastmtl.backends.layer_moments.embedding import EmbeddingFactors
 from fastmtl.backends.layer_moments.factors import LEAST_MEMORY, Block, Factors, blocks
-from fastmtl.backends.layer_moments.linear import LinearFactors
+from fastmtl.backends.layer_moments.linear import LinearFactors, rows_moments
 from fastmtl.backends.layer_moments.patches import Geometry
 from fastmtl.backends.layer_moments.primitives import Costs, Gradients, Primitives
 from fastmtl.backends.layer_moments.products import Forming, by_forming, by_summing, moments
@@ -55,12 +56,13 @@ class LayerMoments:
         nothing = _nothing(grads, per_sample)
         if nothing is not None:
             return nothing
+        single = math.prod(input.shape[1:-1]) == 1
+        if single and self.primitives.rows_linear is not None:
+            with _full_precision(input.device):
+                return rows_moments(self.primitives, input, grads, bias, per_sample, way)
         factors = LinearFactors(input, grads, bias)
-        if factors.sizes.positions != 1:
+        if not single:
             return self._of_factors(factors, way, per_sample)
-        if self.primitives.rows_linear is not None:
-            with _full_precision(factors.device):
-                return factors.in_one_call(self.primitives, way, per_sample)
         form = functools.partial(factors.form_of_single_positions, self.primitives)
         return self._of_factors(factors, way, per_sample, form)
 

@@ -60,7 +60,7 @@ class ConvFactors(Factors):
             inputs=inner,
             outputs=outputs // groups,
             tasks=len(grads),
-            memory=memory_of(inputs, like, inner * outputs),
+            memory=memory_of(inputs.numel() + like.numel() + inner * outputs),
         )
         # Products of pixels need zeros around them: other paddings come first.
         padded_first = mode != "zeros"
@@ -137,7 +137,7 @@ class TransposedConvFactors(Factors):
             inputs=inputs.shape[1] // groups,
             outputs=outputs // groups,
             tasks=len(grads),
-            memory=memory_of(inputs, like, inputs.shape[1] // groups * outputs),
+            memory=memory_of(inputs.numel() + like.numel() + inputs.shape[1] // groups * outputs),
             copies=True,
         )
 

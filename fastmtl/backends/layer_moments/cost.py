@@ -28,6 +28,7 @@ from fastmtl.backends.layer_moments.primitives import Costs
 
 KEPT = 1024  # plans that are remembered: a network has fewer layers and sizes of batches
 _BLOCKS = 8  # of samples that meet: few compute pairs twice
+_BLOCK = 24  # samples, of a kernel's block, that meet in both orders: with AVX2, in float32
 
 Way = Literal["pairs", "form"]
 
@@ -92,6 +93,15 @@ def _by_forming(sizes: Sizes, per_sample: bool, costs: Costs) -> int:
     count = _count(sizes.outputs, rows) * _count(sizes.batch, samples)
     formed = sizes.tasks * sizes.formed() * (sizes.batch if per_sample else 1) * (costs.formed + sizes.tasks)
     return sizes.batch * sizes.tasks * sizes.form_cost() + formed + count * (6 + 6 * sizes.tasks) * costs.call
+
+
+def pairs_of_rows_take_less(sizes: Sizes) -> bool:
+    """Whether M of one position a sample comes cheaper from pairs, in a backend that has a call for either way.
+
+    With kernels of its own for layers that are not large, multiply-adds are all that counts.
+    """
+    pairs = (sizes.batch + _BLOCK) * (sizes.inputs + sizes.tasks * sizes.outputs)
+    return pairs < 2 * sizes.tasks * sizes.inputs * sizes.outputs
 
 
 def samples_of_block(sizes: Sizes) -> int:

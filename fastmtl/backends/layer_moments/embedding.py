@@ -46,7 +46,7 @@ class EmbeddingFactors(Factors):
             inputs=1,
             outputs=like.shape[-1],
             tasks=len(grads),
-            memory=memory_of(indices, like, 0),
+            memory=memory_of(indices.numel() + like.numel()),
         )
 
     def inputs(self, block: Block) -> Tensor:

@@ -22,16 +22,8 @@ class LinearFactors(Factors):
         like = present_of(grads)[0]
         self.device = inputs.device
         self._inputs, self._grads, self.bias, self.dtype = inputs, grads, bias, statistics_dtype(like)
-        inner, outputs = inputs.shape[-1], like.shape[-1]
-        self.sizes = Sizes(
-            batch=inputs.shape[0],
-            groups=1,
-            positions=math.prod(inputs.shape[1:-1]),
-            inputs=inner,
-            outputs=outputs,
-            tasks=len(grads),
-            memory=memory_of(inputs, like, inner * outputs),
-        )
+        positions = math.prod(inputs.shape[1:-1])
+        self.sizes = _sizes(inputs.shape[0], positions, inputs.shape[-1], like.shape[-1], len(grads))
 
     def _by_position(self, tensor: Tensor, block: Block) -> Tensor:
         part = block.of(tensor).unsqueeze(1)
@@ -59,29 +51,13 @@ class LinearFactors(Factors):
         grads = [None if grad is None else grad.movedim(-1, 1) for grad in self._grads]
         return Operands(self._inputs.movedim(-1, 1), grads, geometry, 1, self.bias)
 
-    def _single_positions(self) -> tuple[Tensor, list[Tensor | None]]:
-        """Inputs [B, in] and gradients [B, out], for one position a sample."""
-        return self._rows(self._inputs), [None if grad is None else self._rows(grad) for grad in self._grads]
-
-    def _rows(self, tensor: Tensor) -> Tensor:
-        """[B, features], for one position a sample: what is one already, at no call."""
-        rows = tensor if tensor.dim() == 2 else tensor.flatten(0, -2)
-        return rows if rows.dtype == self.dtype else rows.to(self.dtype)
-
-    def in_one_call(self, primitives: Primitives, way: str, per_sample: bool) -> tuple[Tensor, Tensor]:
-        """M and Q, for one position a sample, by a backend that has a call for it."""
-        assert primitives.rows_linear is not None
-        pairs, rows = _one_call(self.sizes, way, per_sample, primitives.costs)
-        M, *Q = primitives.rows_linear(*self._single_positions(), self.bias, per_sample, pairs, rows)
-        return M, Q[0] if per_sample else torch.full_like(M, torch.nan)
-
     def form_of_single_positions(self, primitives: Primitives, per_sample: bool) -> tuple[Tensor, None]:
         """M, for one position a sample, from weight gradients formed some rows of all tasks at a time, in few calls.
 
         In small layers the calls cost more than the products. The plan never forms the gradients of single samples here.
         """
         assert not per_sample
-        inputs, grads = self._single_positions()
+        inputs, grads = single_positions(self._inputs, self._grads)
         tile, _ = cost.rows_and_samples(self.sizes, per_sample)
         M: Tensor | None = None
         for first in range(0, self.sizes.outputs, tile):
@@ -98,11 +74,43 @@ class LinearFactors(Factors):
         return M, None
 
 
+def _sizes(batch: int, positions: int, inputs: int, outputs: int, tasks: int) -> Sizes:
+    numbers = batch * positions * (inputs + outputs) + inputs * outputs
+    return Sizes(batch, 1, positions, inputs, outputs, tasks, memory=memory_of(numbers))
+
+
+def single_positions(inputs: Tensor, grads: Gradients) -> tuple[Tensor, list[Tensor | None]]:
+    """Inputs [B, in] and gradients [B, out] where there is one position a sample, in the dtype of statistics.
+
+    What is that already costs no call.
+    """
+    dtype = statistics_dtype(present_of(grads)[0])
+
+    def rows(tensor: Tensor) -> Tensor:
+        tensor = tensor if tensor.dim() == 2 else tensor.flatten(0, -2)
+        return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+    return rows(inputs), [None if grad is None else rows(grad) for grad in grads]
+
+
+def rows_moments(
+    primitives: Primitives, inputs: Tensor, grads: Gradients, bias: bool, per_sample: bool, way: str
+) -> tuple[Tensor, Tensor]:
+    """M and Q, for one position a sample, by a backend that has a call for it."""
+    assert primitives.rows_linear is not None
+    rows, gradients = single_positions(inputs, grads)
+    outputs = present_of(gradients)[0].shape[1]
+    pairs, together = _plan_of_rows(*rows.shape, outputs, len(grads), way, primitives.costs)
+    M, *Q = primitives.rows_linear(rows, gradients, bias, per_sample, pairs, together)
+    return M, Q[0] if per_sample else torch.full_like(M, torch.nan)
+
+
 @functools.lru_cache(maxsize=cost.KEPT)
-def _one_call(sizes: Sizes, way: str, per_sample: bool, costs: Costs) -> tuple[bool, int]:
+def _plan_of_rows(batch: int, inputs: int, outputs: int, tasks: int, way: str, costs: Costs) -> tuple[bool, int]:
     """Whether M comes from pairs of samples, and how many samples, or rows of weight gradients, at a time."""
-    if cost.plan(sizes, way, per_sample, costs).batch == "form":
+    sizes = _sizes(batch, 1, inputs, outputs, tasks)
+    if way == "form" or (way == "auto" and not cost.pairs_of_rows_take_less(sizes)):
         return False, cost.rows_and_samples(sizes, False)[0]
     samples, _ = cost.samples_of_panels(sizes, costs)
     # Here the products of all tasks are held, with the inner products of the inputs.
-    return True, max(1, min(samples, sizes.memory // (sizes.tasks * sizes.outputs + sizes.batch)))
+    return True, max(1, min(samples, sizes.memory // (tasks * outputs + batch)))
