@@ -185,7 +185,7 @@ std::vector<double> by_pairs(const Tensor& given, const OptionalTensors& grads, 
 
 // M of a linear layer with one position a sample, and Q where asked for: in small layers calls cost more than products.
 // Inputs [B, in] and grads [B, out] are float32 or float64, and the same. `rows`: how many rows of the weight gradients
-// of all tasks, or samples of all pairs, are worked on at a time.
+// of all tasks, or samples of all pairs, are worked on at a time where the layer is too large for the kernels.
 std::vector<Tensor> rows_linear_moments_op(const Tensor& input, const OptionalTensors& grads, bool bias,
                                            bool per_sample, bool pairs, int64_t rows) {
   const TensorColumn column = column_of(grads, "grads");
@@ -198,12 +198,10 @@ std::vector<Tensor> rows_linear_moments_op(const Tensor& input, const OptionalTe
   check(input, "input", type, {like.size(0), input.size(1)});
   STD_TORCH_CHECK(rows >= 1, "rows: expected at least 1, got ", rows);
   const int64_t tasks = grads.size();
-  std::vector<double> M, Q(tasks * tasks);
+  std::vector<double> M(tasks * tasks), Q(tasks * tasks);
   with_type(like, [&](auto zero) {
     using S = decltype(zero);
-    M.resize(tasks * tasks);
     const LinearLayer<S> layer = layer_of<S>(input, grads, like.size(1), bias);
-    // By kernels where the layer is small, else by torch's products.
     if (!(pairs ? linear_by_pairs<S> : linear_by_forming<S>)(isa(), torch_threads(), layer, M.data()))
       M = pairs ? by_pairs<S>(input, grads, bias, rows) : by_forming<S>(input, grads, layer.outputs, bias, rows);
     if (!per_sample) return;

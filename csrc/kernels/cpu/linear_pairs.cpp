@@ -34,7 +34,19 @@ class InputGram {
   int64_t begin(int64_t n) const { return n * block_; }
   int64_t length(int64_t n) const { return layer_.batch - begin(n); }  // samples from the first of block n on
   int64_t samples(int64_t n) const { return std::min(block_, length(n)); }
-  const S* tile(int64_t n, int64_t tile) const { return values_ + first_[n] + tile * forming_.rows * length(n); }
+  int64_t height() const { return block_; }  // rows of a block's products, those beyond the last sample included
+
+  // to[b, c] = sum_b' <input_b, input_b'> from[b', c] for the samples b of block n; `from` begins with the first of
+  // them.
+  void multiply(int64_t n, const S* from, S* to) const {
+    const int64_t wide = forming_.columns;
+    for (int64_t b = 0; b < length(n); b += kSummed) {
+      const int64_t some = std::min(kSummed, length(n) - b);
+      for (int64_t t = 0; t * forming_.rows < samples(n); ++t)
+        forming_.wide(tile(n, t) + b * forming_.rows, from + b * wide, some, to + t * forming_.rows * wide, wide,
+                      b > 0);
+    }
+  }
 
   void compute(const Executor& parallel) {
     const Samples<S>& inputs = layer_.inputs;
@@ -54,6 +66,8 @@ class InputGram {
   }
 
  private:
+  S* tile(int64_t n, int64_t tile) const { return values_ + first_[n] + tile * forming_.rows * length(n); }
+
   void block(int64_t n, S* right, S* products) const {
     const Samples<S>& inputs = layer_.inputs;
     const int64_t wide = forming_.columns, rest = std::max<int64_t>(length(n) - wide, 0);
@@ -72,7 +86,7 @@ class InputGram {
     }
     const S one = layer_.bias ? 1 : 0;
     for (int64_t t = 0; t * forming_.rows < block_; ++t) {
-      S* to = values_ + first_[n] + t * forming_.rows * length(n);
+      S* to = tile(n, t);
       for (int64_t b = 0; b < length(n); ++b, to += forming_.rows) {
         const S factor = b < block_ ? 1 : 2;
         for (int64_t r = 0; r < forming_.rows; ++r)
@@ -94,8 +108,8 @@ template <class S>
 bool fits(const Forming<S>& forming, const LinearLayer<S>& layer) {
   const int64_t tasks = layer.grads.size(), held = tasks * layer.batch * forming.columns;
   return held * static_cast<int64_t>(sizeof(S)) <= kCacheBytes &&
-         InputGram<S>::numbers(forming, layer) <= kMostNumbers && layer.batch >= 2 * forming.columns &&
-         layer.outputs >= 2 * forming.columns;
+         InputGram<S>::numbers(forming, layer) <= kMostNumbers && layer.width > 0 &&
+         layer.batch >= 2 * forming.columns && layer.outputs >= 2 * forming.columns;
 }
 
 }  // namespace
@@ -113,8 +127,7 @@ bool linear_by_pairs(const Isa& isa, const Executor& parallel, const LinearLayer
   std::vector<double> partial(units * size);
   parallel(units, [&](int64_t begin, int64_t end) {
     const int64_t wide = forming.columns, own = layer.batch * wide;
-    const int64_t height = ceil_div(gram.samples(0), forming.rows) * forming.rows;
-    const int64_t pitch = padded<S>(height * wide);
+    const int64_t pitch = padded<S>(gram.height() * wide);
     Buffer<S> columns(count * own), products(count * pitch);
     Buffer<double> lanes(size * isa.lanes);
     std::vector<const S*> left(count), right(count);
@@ -128,16 +141,10 @@ bool linear_by_pairs(const Isa& isa, const Executor& parallel, const LinearLayer
                             layer.batch, columns + k * own);
         }
         for (int64_t n = 0; n < gram.count(); ++n) {
-          for (int64_t t = 0; t * forming.rows < gram.samples(n); ++t) {
-            for (int64_t k = 0; k < count; ++k) {
-              S* const to = products + k * pitch + t * forming.rows * wide;
-              for (int64_t b = 0; b < gram.length(n); b += kSummed) {
-                forming.wide(gram.tile(n, t) + b * forming.rows, columns + k * own + (gram.begin(n) + b) * wide,
-                             std::min(kSummed, gram.length(n) - b), to, wide, b > 0);
-              }
-            }
+          for (int64_t k = 0; k < count; ++k) {
+            right[k] = columns + k * own + gram.begin(n) * wide;
+            gram.multiply(n, right[k], products + k * pitch);
           }
-          for (int64_t k = 0; k < count; ++k) right[k] = columns + k * own + gram.begin(n) * wide;
           compute<S>(isa).cross(left.data(), count, right.data(), count, gram.samples(n) * wide, lanes);
         }
       }

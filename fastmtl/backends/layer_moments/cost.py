@@ -10,11 +10,13 @@ Costs are counted in multiply-adds of a matrix product. With n positions a sampl
 and every call of torch costs what its overhead does.
 
 The constants of a CPU (`primitives.Costs`) are those that `python -m benchmarks.layer_moments constants` printed on one
-core of an AMD EPYC with AVX-512 (20 ps a multiply-add), rounded. With T = 3 the model forms M of a Linear layer on 256
-samples up to width 256 and takes pairs from 320 on (measured: forming faster at 256, pairs at 512). For Linear 256 ->
-256 on 16 samples it takes pairs for M at 4 tokens and forms it from 16 on (measured: pairs faster at 4, equal at 16,
-forming at 64). For Conv2d 3x3 it takes pairs with images of 8x8 and 256 channels, and forms with 16x16 and 128 (as
-measured). Among "auto", "pairs" and "form" the chosen one took at most some 15 % longer than the fastest.
+core of an AMD EPYC with AVX-512 (20 ps a multiply-add), rounded. By torch's products, with T = 3, the model forms M of a
+Linear layer on 256 samples up to width 256 and takes pairs from 320 on (measured: forming faster at 256, pairs at 512). For
+Linear 256 -> 256 on 16 samples it takes pairs for M at 4 tokens and forms it from 16 on (measured: pairs faster at 4, equal
+at 16, forming at 64). For Conv2d 3x3 it takes pairs with images of 8x8 and 256 channels, and forms with 16x16 and 128 (as
+measured). The C++ backend, whose kernels take one position a sample, forms M on 256 samples up to width 224 (measured on
+an EPYC with AVX2: forming faster up to 200, pairs at 256). Among "auto", "pairs" and "form" the chosen one took at most
+some 15 % longer than the fastest.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from fastmtl.backends.layer_moments.primitives import Costs
 KEPT = 1024  # plans that are remembered: a network has fewer layers and sizes of batches
 _BLOCKS = 8  # of samples that meet: few compute pairs twice
 _BLOCK = 24  # samples, of a kernel's block, that meet in both orders: with AVX2, in float32
+_PAIRS = 1.2  # what its multiply-adds take, with the packing of both sides, of those of forming: measured
 
 Way = Literal["pairs", "form"]
 
@@ -98,10 +101,10 @@ def _by_forming(sizes: Sizes, per_sample: bool, costs: Costs) -> int:
 def pairs_of_rows_take_less(sizes: Sizes) -> bool:
     """Whether M of one position a sample comes cheaper from pairs, in a backend that has a call for either way.
 
-    With kernels of its own for layers that are not large, multiply-adds are all that counts.
+    With kernels of its own for layers that are not large, multiply-adds are nearly all that counts.
     """
     pairs = (sizes.batch + _BLOCK) * (sizes.inputs + sizes.tasks * sizes.outputs)
-    return pairs < 2 * sizes.tasks * sizes.inputs * sizes.outputs
+    return _PAIRS * pairs < 2 * sizes.tasks * sizes.inputs * sizes.outputs
 
 
 def samples_of_block(sizes: Sizes) -> int:
