@@ -8,7 +8,7 @@ from benchmarks.timing import peak_bytes
 from fastmtl import ops, testing
 from fastmtl.backends import layer_moments, reference
 from fastmtl.backends.contract import COMPOSED
-from fastmtl.backends.layer_moments import conv, linear
+from fastmtl.backends.layer_moments import conv, embedding, factors, linear
 from tests.ops.layer_oracle import PROBLEMS, brute_force, contributions, from_contributions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -34,6 +34,13 @@ def test_at_most_twice_the_error_of_plain_torch(name, way, dtype, backend):
     rounding = 8 * torch.finfo(torch.float32).eps
     assert errors(M, exact_M, scale) <= 2 * errors(plain_M, exact_M, scale) + rounding
     assert errors(Q, exact_Q, scale) <= 2 * errors(plain_Q, exact_Q, scale) + rounding
+
+
+def test_costs_of_an_embedding_are_not_taken_for_those_of_a_linear_layer():
+    """Plans are remembered by sizes, which may be the same numbers."""
+    of_embedding = embedding.EmbeddingFactors(torch.zeros(4, 5, dtype=torch.int64), [torch.zeros(4, 5, 6)], None).sizes
+    of_linear = factors.Sizes(**vars(of_embedding))
+    assert of_embedding != of_linear and of_embedding.form_cost() != of_linear.form_cost()
 
 
 LAYOUTS = {
