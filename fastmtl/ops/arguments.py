@@ -70,16 +70,15 @@ def _agree(flat: Sequence[Tensor | None], tasks: int) -> bool:
     Nothing but that, in few steps: with hundreds of tensors they are most of a call.
     """
     present = present_of(flat)
-    if not all(isinstance(tensor, Tensor) for tensor in present):
+    if not present or not all(isinstance(tensor, Tensor) for tensor in present):
         return False
-    kinds = {(tensor.dtype, tensor.device) for tensor in present}
-    if len(kinds) != 1 or present[0].dtype not in DTYPES:
+    dtypes, devices = {tensor.dtype for tensor in present}, {tensor.device for tensor in present}
+    if len(dtypes) != 1 or len(devices) != 1 or present[0].dtype not in DTYPES:
         return False
-    for column in map(present_of, columns(flat, tasks)):
-        shape = column[0].shape if column else None
-        if not all(tensor.shape == shape for tensor in column):
-            return False
-    return True
+    if len(present) == len(flat):
+        shapes, count = [tensor.shape for tensor in present], len(flat) // tasks
+        return all(shapes[first : first + count] == shapes[:count] for first in range(count, len(flat), count))
+    return all(tensor.shape == column[0].shape for column in map(present_of, columns(flat, tasks)) for tensor in column)
 
 
 def _check_column(n: int, column: Sequence[Tensor | None]) -> None:
