@@ -28,9 +28,10 @@ format: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# Files are shared out among processes: what a file compiles once stays with it.
+# Files are shared out among processes: what a file compiles once stays with it. Threads of torch that wait must not hold the
+# cores that the other processes want.
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile $(ARGS)
 
 self-check: $(VENV)/.test
 	$(BIN)/python -m fastmtl

@@ -18,9 +18,9 @@ struct Additions {
   int64_t pitch;
 };
 
-// `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet. Rows of the same task of
-// several samples lie `tasks` pointers apart.
-template <class S, int R, int Samples, bool First, bool Set>
+// `First`: these are the first rows of the sum; `Set`: the accumulators hold nothing yet; `Only`: as of gram_tile. Rows
+// of the same task of several samples lie `tasks` pointers apart.
+template <class S, int R, int Samples, bool First, bool Set, bool Only>
 void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Additions<S>& to, double* lanes, int64_t tasks,
                 const Ahead<S>& next) {
   const Ahead<S> ahead = next;  // copies: the stores below might change what is behind a reference
@@ -34,11 +34,11 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
   Products<S, R, R, true, 1> products;
   const auto start = [&](int64_t i) {
     if (Samples > 1) return;  // their rows are streams enough for the memory
-    ahead.template of_rows<kMostRows>(i);
+    ahead.template of_rows<Only ? kMostRows : kTile>(i);
     // Stores leave in order: one that misses the cache would hold up those to the accumulators.
     if (First) ahead.of_out(i);
   };
-  in_vectors<S, 1, 1>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
+  in_vectors<S, Only ? 1 : kLine, 1>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
     Vector<S> sum[R];
     FASTMTL_UNROLL for (int s = 0; s < Samples; ++s) {
       Vector<S> x[R];
@@ -58,11 +58,17 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
 template <class S>
 using FusedTile = void (*)(const S* const*, int64_t, int64_t, const Additions<S>&, double*, int64_t, const Ahead<S>&);
 
-template <class S, int Samples, bool First, bool Set>
+template <class S, int Samples, bool First, bool Set, bool Only>
 constexpr FusedTile<S> kFusedTiles[] = {
-    fused_tile<S, 1, Samples, First, Set>, fused_tile<S, 2, Samples, First, Set>, fused_tile<S, 3, Samples, First, Set>,
-    fused_tile<S, 4, Samples, First, Set>, fused_tile<S, 5, Samples, First, Set>,
+    fused_tile<S, 1, Samples, First, Set, Only>, fused_tile<S, 2, Samples, First, Set, Only>,
+    fused_tile<S, 3, Samples, First, Set, Only>, fused_tile<S, 4, Samples, First, Set, Only>,
+    fused_tile<S, 5, Samples, First, Set, Only>,
 };
+
+template <class S, int Samples, bool First, bool Only>
+const FusedTile<S>* fused_tiles(bool set) {
+  return set ? kFusedTiles<S, Samples, First, true, Only> : kFusedTiles<S, Samples, First, false, Only>;
+}
 
 template <class S>
 void sum_accumulate_gram(const S* const* rows, int64_t samples, int64_t tasks, int64_t count, S* const* out,
@@ -70,14 +76,15 @@ void sum_accumulate_gram(const S* const* rows, int64_t samples, int64_t tasks, i
   const int64_t whole = count - count % kWidth<S>;
   const auto block = [&](int64_t begin, int64_t end) {
     if (samples == 2) {
-      const FusedTile<S>* tiles = first ? kFusedTiles<S, 2, true, true> : kFusedTiles<S, 2, true, false>;
       const Ahead<S> nothing(Prefetch{}, rows, 0, 0, 0, nullptr);
-      tiles[tasks - 1](rows, begin, end, {out, accumulators, pitch}, lanes, tasks, nothing);
+      fused_tiles<S, 2, true, true>(first)[tasks - 1](rows, begin, end, {out, accumulators, pitch}, lanes, tasks,
+                                                      nothing);
       return;
     }
     const auto diagonal = [&](int64_t i, int64_t size, const Ahead<S>& ahead) {
-      const FusedTile<S>* tiles = i == 0 ? (first ? kFusedTiles<S, 1, true, true> : kFusedTiles<S, 1, true, false>)
-                                         : (first ? kFusedTiles<S, 1, false, true> : kFusedTiles<S, 1, false, false>);
+      const FusedTile<S>* tiles = size == tasks ? fused_tiles<S, 1, true, true>(first)
+                                  : i == 0      ? fused_tiles<S, 1, true, false>(first)
+                                                : fused_tiles<S, 1, false, false>(first);
       tiles[size - 1](rows + i, begin, end, {out, accumulators + i * pitch, pitch}, lanes + (i * tasks + i) * kDoubles,
                       tasks, ahead);
     };

@@ -23,7 +23,8 @@ struct Plan {
     const bool paired = tasks <= isa.paired_tasks && !converted;
     if (converted) elements /= 4;
     // Memory is waited for where a row begins: long ones, as long as there are chunks for many threads.
-    if (paired) elements *= std::clamp<int64_t>(positions / elements / 64, 1, 4);
+    const int64_t longest = converted || tasks > 16 ? 1 : paired ? 4 : 2;
+    elements *= std::clamp<int64_t>(positions / elements / 64, 1, longest);
     const int64_t group =
         std::clamp<int64_t>(elements / std::max<int64_t>(positions, 1), 1, std::max<int64_t>(samples, 1));
     grouped = group > 1;
