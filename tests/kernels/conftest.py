@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastmtl.backends import cpp
+from tests import shared
 
 
 def _isas() -> list[str]:
@@ -24,7 +25,5 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def uninitialised_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+    with shared.poisoned_memory():
+        yield

@@ -16,6 +16,9 @@
 #include "plain.h"
 #include "states.h"
 
+namespace fastmtl {
+const Isa& wide_isa();
+}
 using namespace fastmtl;
 
 namespace {
@@ -217,7 +220,7 @@ void gnr_teams(int64_t tasks, GnrObjective objective, bool noise, float scale) {
 int main() {
   const char* error = nullptr;
   const Isa* best = select_isa(&error);
-  for (const Isa* isa : {&generic_isa(), best}) {
+  for (const Isa* isa : {&generic_isa(), &wide_isa(), best}) {
     for (const int64_t tasks : {1, 3, 7, 12}) {
       for (const bool strided : {false, true}) {
         run<float>(*isa, tasks, 5, 33, 71, false, strided);

@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "isa.h"
-#if FASTMTL_VECTOR_BYTES > 16
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -52,12 +52,12 @@ inline void store(S* to, Vector<S> value) {
 inline void add_to_lanes(double* lanes, Vector<double> value) { store(lanes, load(lanes) + value); }
 
 inline void add_to_lanes(double* lanes, Vector<float> value) {
-#if FASTMTL_VECTOR_BYTES == 64  // GCC 12 makes a detour of the generic form
+#if FASTMTL_VECTOR_BYTES == 64 && defined(__AVX512F__)  // GCC 12 makes a detour of the generic form
   __m256 halves[2];
   std::memcpy(halves, &value, sizeof value);
   const __m256 folded = halves[0] + halves[1];
   add_to_lanes(lanes, _mm512_maskz_cvtps_pd(0xff, folded));
-#elif FASTMTL_VECTOR_BYTES == 32
+#elif FASTMTL_VECTOR_BYTES == 32 && defined(__AVX__)
   const __m128 folded = _mm256_castps256_ps128(value) + _mm256_extractf128_ps(value, 1);
   add_to_lanes(lanes, _mm256_cvtps_pd(folded));
 #else
