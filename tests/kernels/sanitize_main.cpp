@@ -98,7 +98,8 @@ void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t c
   }
 }
 
-// The last row ends where its memory ends; `turned`: samples are innermost. One task is missing.
+// Values about 1, so that the bias counts. The last row ends where its memory ends; `turned`: samples are innermost.
+// One task is missing.
 template <class S>
 void linear(const Isa& isa, int64_t batch, int64_t width, int64_t outputs, bool bias, bool turned) {
   std::vector<std::unique_ptr<S[]>> memory;
@@ -106,7 +107,7 @@ void linear(const Isa& isa, int64_t batch, int64_t width, int64_t outputs, bool 
     memory.emplace_back(new S[batch * length]);
     for (int64_t b = 0; b < batch; ++b) {
       for (int64_t i = 0; i < length; ++i)
-        memory.back()[turned ? i * batch + b : b * length + i] = value(task, b * length + i);
+        memory.back()[turned ? i * batch + b : b * length + i] = value(task, b * length + i) + 1;
     }
     return Samples<S>{memory.back().get(), turned ? 1 : length, turned ? batch : 1};
   };
@@ -117,8 +118,8 @@ void linear(const Isa& isa, int64_t batch, int64_t width, int64_t outputs, bool 
     for (int64_t i = 0; i < width + bias; ++i) {
       double formed[2] = {};
       for (int64_t b = 0; b < batch; ++b) {
-        const double input = i == width ? 1 : value(5, b * width + i);
-        for (int task = 0; task < 2; ++task) formed[task] += input * value(task, b * outputs + o);
+        const double input = i == width ? 1 : value(5, b * width + i) + 1;
+        for (int task = 0; task < 2; ++task) formed[task] += input * (value(task, b * outputs + o) + 1);
       }
       for (int k = 0; k < 4; ++k) expected[k] += formed[k / 2] * formed[k % 2];
     }
