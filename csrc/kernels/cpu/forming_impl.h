@@ -29,6 +29,24 @@ void form(const S* left, const S* right, int64_t count, S* out, int64_t pitch, b
   }
 }
 
+// As many samples at a time as a vector has places: their rows fill vectors whose places repeat with that.
+template <class S>
+void sum_left(const S* left, int64_t count, S* out) {
+  Vector<S> sums[kFormRows] = {};
+  int64_t b = 0;
+  for (; b + kWidth<S> <= count; b += kWidth<S>) {
+    FASTMTL_UNROLL for (int r = 0; r < kFormRows; ++r) sums[r] += load(left + b * kFormRows + r * kWidth<S>);
+  }
+  S places[kFormRows * kWidth<S>];
+  FASTMTL_UNROLL for (int r = 0; r < kFormRows; ++r) store(places + r * kWidth<S>, sums[r]);
+  for (int r = 0; r < kFormRows; ++r) {
+    S sum = 0;
+    for (int64_t i = 0; i < kWidth<S>; ++i) sum += places[i * kFormRows + r];
+    for (int64_t i = b; i < count; ++i) sum += left[i * kFormRows + r];
+    out[r] = sum;
+  }
+}
+
 template <class S, int64_t Columns>
 void pack(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to) {
   for (int64_t b = 0; b < count; ++b, from += pitch, to += Columns) {
@@ -45,6 +63,7 @@ constexpr Forming<S> kForming = {kFormRows,
                                  kFormVectors * kWidth<S>,
                                  form<S, kFormVectors>,
                                  form<S, kFormVectors / 2>,
+                                 sum_left<S>,
                                  pack<S, kFormRows>,
                                  pack<S, kFormVectors * kWidth<S>>,
                                  pack<S, kFormVectors / 2 * kWidth<S>>};

@@ -25,6 +25,8 @@ struct Forming {
   // out[r * pitch + c] = sum_b left[b * rows + r] * right[b * columns + c], or that added to it
   void (*wide)(const S* left, const S* right, int64_t count, S* out, int64_t pitch, bool add);
   void (*narrow)(const S* left, const S* right, int64_t count, S* out, int64_t pitch, bool add);
+  // out[r] = sum_b left[b * rows + r]
+  void (*sum_left)(const S* left, int64_t count, S* out);
   // Such operands of a matrix whose element [b, i] is from[b * pitch + i * step]; zeros from the column `given` on.
   void (*pack_left)(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to);
   void (*pack_wide)(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to);

@@ -9,7 +9,7 @@ constexpr int64_t kFewestTiles = 4;  // along either side: what is padded is lit
 // Whether what a thread works on stays in the cache of its core, and fills tiles.
 template <class S>
 bool fits(const Forming<S>& forming, const LinearLayer<S>& layer) {
-  const int64_t tasks = layer.grads.size(), held = layer.batch * (layer.width + layer.bias + tasks * forming.rows);
+  const int64_t tasks = layer.grads.size(), held = layer.batch * (layer.width + tasks * forming.rows);
   return layer.batch > 0 && held * static_cast<int64_t>(sizeof(S)) <= kCacheBytes &&
          layer.width >= kFewestTiles / 2 * forming.columns && layer.outputs >= kFewestTiles * forming.rows;
 }
@@ -21,7 +21,7 @@ class Panels {
   Panels(const Forming<S>& forming, const LinearLayer<S>& layer)
       : forming_(forming),
         layer_(layer),
-        columns_(ceil_div(layer.width + layer.bias, forming.columns / 2) * (forming.columns / 2)),
+        columns_(ceil_div(layer.width, forming.columns / 2) * (forming.columns / 2)),
         packed_(layer.batch * columns_) {}
 
   int64_t columns() const { return columns_; }
@@ -30,12 +30,11 @@ class Panels {
   const S* at(int64_t panel, int64_t sample) const { return place(panel) + sample * width(panel); }
 
   void pack(int64_t panel) {
-    const int64_t first = panel * forming_.columns, wide = width(panel), given = layer_.width - first;
-    const auto pack = wide == forming_.columns ? forming_.pack_wide : forming_.pack_narrow;
+    const int64_t first = panel * forming_.columns;
+    const auto pack = width(panel) == forming_.columns ? forming_.pack_wide : forming_.pack_narrow;
     const Samples<S>& inputs = layer_.inputs;
-    pack(inputs.data + first * inputs.step, inputs.pitch, inputs.step, given, layer_.batch, place(panel));
-    if (!layer_.bias || given >= wide) return;
-    for (int64_t b = 0; b < layer_.batch; ++b) place(panel)[b * wide + given] = 1;
+    pack(inputs.data + first * inputs.step, inputs.pitch, inputs.step, layer_.width - first, layer_.batch,
+         place(panel));
   }
 
  private:
@@ -46,6 +45,17 @@ class Panels {
   int64_t columns_;
   Buffer<S> packed_;
 };
+
+// The gradient of the bias, from a tile's packed outputs.
+template <class S>
+void sum_samples(const Forming<S>& forming, const S* packed, int64_t batch, S* to) {
+  constexpr int64_t kTogether = 8 * kSummed;  // which a vector adds up in several places
+  std::vector<S> part(forming.rows);
+  for (int64_t b = 0; b < batch; b += kTogether) {
+    forming.sum_left(packed + b * forming.rows, std::min(kTogether, batch - b), part.data());
+    for (int64_t r = 0; r < forming.rows; ++r) to[r] = b == 0 ? part[r] : to[r] + part[r];
+  }
+}
 
 }  // namespace
 
@@ -61,7 +71,8 @@ bool linear_by_forming(const Isa& isa, const Executor& parallel, const LinearLay
     for (int64_t panel = begin; panel < end; ++panel) panels.pack(panel);
   });
   const int64_t tiles = ceil_div(layer.outputs, forming.rows), units = std::min(tiles, kMaxUnits);
-  const int64_t numbers = forming.rows * panels.columns(), pitch = padded<S>(numbers);
+  const int64_t weights = forming.rows * panels.columns(), numbers = weights + (layer.bias ? forming.rows : 0);
+  const int64_t pitch = padded<S>(numbers);
   std::vector<double> partial(units * size);
   parallel(units, [&](int64_t begin, int64_t end) {
     const int64_t own = layer.batch * forming.rows;
@@ -77,6 +88,7 @@ bool linear_by_forming(const Isa& isa, const Executor& parallel, const LinearLay
           const Samples<S>& grad = layer.grads[present[k]];
           forming.pack_left(grad.data + first * grad.step, grad.pitch, grad.step, layer.outputs - first, layer.batch,
                             outputs + k * own);
+          if (layer.bias) sum_samples(forming, outputs + k * own, layer.batch, formed + k * pitch + weights);
         }
         for (int64_t panel = 0; panel < panels.count(); ++panel) {
           const auto form = panels.width(panel) == forming.columns ? forming.wide : forming.narrow;

@@ -14,9 +14,9 @@ core of an AMD EPYC with AVX-512 (20 ps a multiply-add), rounded. By torch's pro
 Linear layer on 256 samples up to width 256 and takes pairs from 320 on (measured: forming faster at 256, pairs at 512). For
 Linear 256 -> 256 on 16 samples it takes pairs for M at 4 tokens and forms it from 16 on (measured: pairs faster at 4, equal
 at 16, forming at 64). For Conv2d 3x3 it takes pairs with images of 8x8 and 256 channels, and forms with 16x16 and 128 (as
-measured). The C++ backend, whose kernels take one position a sample, forms M on 256 samples up to width 224 (measured on
-an EPYC with AVX2: forming faster up to 200, pairs at 256). Among "auto", "pairs" and "form" the chosen one took at most
-some 15 % longer than the fastest.
+measured). The C++ backend, whose kernels take one position a sample, forms M on 256 samples up to width 200 (measured on
+an EPYC with AVX2: forming faster at 160, both alike at 200, pairs from 224 on). Among "auto", "pairs" and "form" the chosen
+one took at most some 15 % longer than the fastest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastmtl.backends.layer_moments.primitives import Costs
 KEPT = 1024  # plans that are remembered: a network has fewer layers and sizes of batches
 _BLOCKS = 8  # of samples that meet: few compute pairs twice
 _BLOCK = 24  # samples, of a kernel's block, that meet in both orders: with AVX2, in float32
-_PAIRS = 1.2  # what its multiply-adds take, with the packing of both sides, of those of forming: measured
+_PAIRS = 1.1  # what its multiply-adds take, with the packing of both sides, of those of forming: measured
 
 Way = Literal["pairs", "form"]
 
