@@ -112,8 +112,6 @@ def as_lists(grads: Gradients) -> TaskLists:
             )
         per_task: list[list[Tensor | None]] = [[row] for row in grads.unbind()]
         nested = False
-    elif isinstance(grads, (list, tuple)) and all(task is None or isinstance(task, Tensor) for task in grads):
-        per_task, nested = [[task] for task in grads], False
     elif isinstance(grads, Sequence) and not isinstance(grads, str):
         nested = any(isinstance(task, Sequence) for task in grads)
         if nested and not all(isinstance(task, Sequence) for task in grads):

@@ -56,7 +56,7 @@ def test_moments_of_linear_layers(isa: str, rows: int, pairs: bool, dtype: torch
                 assert torch.equal(M, got[0])
 
 
-# Large enough for the kernels, on each instruction set or on the narrower ones; more than 256 samples or inputs are summed
+# Large enough for the kernels, on each instruction set or on the narrower ones; more than 128 samples or inputs are summed
 # in parts; sides that are no multiples of a tile's.
 _LAYERS = [(300, 70, 50), (257, 96, 64), (70, 300, 65), (49, 129, 97), (600, 33, 200)]
 

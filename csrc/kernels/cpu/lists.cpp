@@ -1,5 +1,7 @@
 #include "lists.h"
 
+#include <numeric>
+
 #include "chunks.h"
 
 namespace fastmtl {
@@ -48,13 +50,9 @@ void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& c
     });
     if (last_unit >= 0) flush(&partial[last_unit * size]);
   });
-  for (int64_t i = 0; i < tasks; ++i) {
-    for (int64_t j = i; j < tasks; ++j) {
-      double sum = 0;
-      for (int64_t unit = 0; unit < chunks.units(); ++unit) sum += partial[unit * size + i * tasks + j];
-      result[i * tasks + j] = result[j * tasks + i] = sum;
-    }
-  }
+  std::vector<int64_t> all(tasks);
+  std::iota(all.begin(), all.end(), 0);
+  add_up(partial.data(), chunks.units(), all, tasks, 1.0, result);
 }
 
 template <class S>
