@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from fastmtl.backends.triton.kernels.gnr_weights import update_weights
+from fastmtl.backends.triton.kernels.interior import steps_of
 from fastmtl.backends.triton.kernels.max_min_many import AT_ONCE, by_memory
 from fastmtl.backends.triton.kernels.numbers import LARGEST, all_of, all_pairs, is_finite
 
@@ -28,10 +29,9 @@ def _presence(p_message, i, T: tl.constexpr):
 
 
 @triton.jit
-def _moments_of(arrived, p_message, unit, has_noise, rows, T: tl.constexpr, P: tl.constexpr, HAS_Q: tl.constexpr):
+def _moments_of(arrived, p_message, unit, has_noise, rows, i, T: tl.constexpr, HAS_Q: tl.constexpr):
     """Some rows of M and Q, for losses without weights, which pairs of tasks are present, and whether what is known fits."""
     p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q = arrived
-    i = tl.arange(0, P)
     pairs = (_presence(p_message, rows, T) == 1)[:, None] & (_presence(p_message, i, T) == 1)[None, :]
     units = unit * tl.load(p_message + 2 + T + rows, mask=rows < T, other=1.0).to(tl.float64)[:, None]
     units *= tl.load(p_message + 2 + T + i, mask=i < T, other=1.0).to(tl.float64)[None, :]
@@ -72,7 +72,12 @@ def gnr_step(
 ):
     """As `fastmtl.backends.reference.gnr_update`, line by line, in float64; all threads of one program call it."""
     p_weights, p_moments, p_averages, p_shares, p_samples, p_counters, p_task_counters = p_state
-    i = tl.arange(0, P)
+    zero = 0
+    if P > AT_ONCE:
+        # As `zero_of`: no index of what follows stays in registers while the gradients are read. It is not seen to be a
+        # multiple of a power of two, either: threads then take single numbers, and fewer registers.
+        zero = steps_of(_presence(p_message, tl.arange(0, P), T) == 1, P) // (P + 1)
+    i = tl.arange(0, P) + zero
     m = i < T
     valid = tl.load(p_message)
     scale = tl.load(p_message + 1).to(tl.float64)
@@ -89,17 +94,17 @@ def gnr_step(
     BLOCK: tl.constexpr = min(P, AT_ONCE)
     arrived = (p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q)
     fits = 1
-    for first in range(0, P, BLOCK):
+    for first in range(zero, P + zero, BLOCK):
         rows = first + tl.arange(0, BLOCK)
-        _, _, _, these = _moments_of(arrived, p_message, unit, has_noise, rows, T, P, HAS_Q)
+        _, _, _, these = _moments_of(arrived, p_message, unit, has_noise, rows, i, T, HAS_Q)
         fits &= these.to(tl.int32)
     measured = (valid == 1) & (scale != 0)
     finite = (fits != 0) & all_of(~present | is_finite(losses)) & is_finite(scale)
     accepted = measured & finite
 
-    for first in range(0, P, BLOCK):
+    for first in range(zero, P + zero, BLOCK):
         rows = first + tl.arange(0, BLOCK)
-        M, Q, pairs, _ = _moments_of(arrived, p_message, unit, has_noise, rows, T, P, HAS_Q)
+        M, Q, pairs, _ = _moments_of(arrived, p_message, unit, has_noise, rows, i, T, HAS_Q)
         taken = accepted & pairs
         o = rows[:, None] * T + i[None, :]
         tl.store(p_moments + o, M.to(tl.float32), mask=taken)
@@ -123,7 +128,7 @@ def gnr_step(
         if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
             averages = (p_averages, p_shares, has_noise & (OBJECTIVE != "intertask"))
             update_weights(
-                p_weights, averages, p_scratch, present, samples, accumulation, step, floor,
+                p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor,
                 T, P, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
             )  # fmt: skip
 

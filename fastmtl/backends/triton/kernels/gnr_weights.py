@@ -9,9 +9,10 @@ from fastmtl.backends.triton.kernels.max_min_many import (
     AT_ONCE,
     UNITS,
     by_memory,
-    load_rows,
+    load_column,
     load_vector,
     max_min_many,
+    rows_from,
     store_vector,
 )
 from fastmtl.backends.triton.kernels.numbers import SMALLEST, all_of, all_pairs, at_least, is_finite
@@ -21,13 +22,13 @@ _SHARES = tl.constexpr(9)  # from 1 / accumulation to 1: how little of the sampl
 
 
 @triton.jit
-def _noise_left(p_scratch, R, E, active, accumulation, P: tl.constexpr, IN_REGISTERS: tl.constexpr):
+def _noise_left(p_scratch, zero, R, E, active, accumulation, P: tl.constexpr, IN_REGISTERS: tl.constexpr):
     """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
 
     R and E are S and the noise of a micro-batch, in units that make the diagonal of their sum 1; they are in the scratch
     unless IN_REGISTERS.
     """
-    _, _, o = square(P)
+    _, _, o = square(P, zero)
     left = tl.full([], 1.0, tl.float64)
     tried = 0
     while tried < _SHARES - 1:
@@ -44,13 +45,13 @@ def _noise_left(p_scratch, R, E, active, accumulation, P: tl.constexpr, IN_REGIS
 
 
 @triton.jit
-def _units(averages, present, samples, T: tl.constexpr, P: tl.constexpr):
+def _units(averages, present, samples, i, T: tl.constexpr):
     """Units of the tasks that make the diagonal of S plus the noise of a micro-batch 1.
 
     Also of each task: 0 where it is not to be weighed, 1 where it has no noise, else 2.
     """
     p_averages, p_shares, measured = averages
-    o_diagonal = tl.arange(0, P) * (T + 1)
+    o_diagonal = i * (T + 1)
     share = tl.load(p_shares + o_diagonal, mask=present, other=1.0)
     o_signal = tl.where(measured, 0, 2 * T * T)
     signal = tl.load(p_averages + (o_signal + o_diagonal), mask=present, other=0.0) / share
@@ -62,10 +63,10 @@ def _units(averages, present, samples, T: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _in_units(averages, rows, d_rows, kinds_rows, d, kinds, samples, T: tl.constexpr, P: tl.constexpr):
+def _in_units(averages, rows, d_rows, kinds_rows, i, d, kinds, samples, T: tl.constexpr):
     """Some rows of R and E: S and the noise of a micro-batch in these units, transposed. And whether all is finite (1)."""
     p_averages, p_shares, measured = averages
-    o_average = tl.arange(0, P)[None, :] * T + rows[:, None]
+    o_average = i[None, :] * T + rows[:, None]
     kind = tl.minimum(kinds_rows, kinds[None, :])
     units = d_rows * d[None, :]
     units /= tl.load(p_shares + o_average, mask=kind > 0, other=1.0)
@@ -83,9 +84,8 @@ def _scales(signal, alone, active, measured, floor, OBJECTIVE: tl.constexpr):
 
 
 @triton.jit
-def _blend(p_weights, best, active, step, T: tl.constexpr, P: tl.constexpr):
+def _blend(p_weights, best, active, step, i, T: tl.constexpr):
     """A step of the weights towards the best ones, which are given up to a factor; none where these are not finite."""
-    i = tl.arange(0, P)
     goal = tl.where(active, tl.log(best), 0.0)
     now = tl.load(p_weights + i, mask=i < T, other=1.0).to(tl.float64)
     blended = tl.where(active, tl.exp((1 - step) * tl.log(now) + step * goal), 0.0)
@@ -96,52 +96,51 @@ def _blend(p_weights, best, active, step, T: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def _update_few(
-    p_weights, averages, p_scratch, present, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
+    p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
     OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
 ):  # fmt: skip
     """`update_weights`, in registers."""
-    i = tl.arange(0, P)
-    d, kinds = _units(averages, present, samples, T, P)
-    R, E, sound = _in_units(averages, i, d[:, None], kinds[:, None], d, kinds, samples, T, P)
+    i = tl.arange(0, P) + zero
+    d, kinds = _units(averages, present, samples, i, T)
+    R, E, sound = _in_units(averages, i, d[:, None], kinds[:, None], i, d, kinds, samples, T)
     if sound != 0:
         active = kinds > 0
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
-            left = _noise_left(p_scratch, R, E, active, accumulation, P, True)
+            left = _noise_left(p_scratch, zero, R, E, active, accumulation, P, True)
         r = _scales(diagonal_of(R, P), diagonal_of(E, P) * left, active, averages[2], floor, OBJECTIVE)
         R *= r[:, None] * r[None, :]
         E *= (left * r)[:, None] * r[None, :]
-        _blend(p_weights, max_min_few(p_scratch, R, E, active, P) * r * d, active, step, T, P)
+        _blend(p_weights, max_min_few(p_scratch, R, E, active, P) * r * d, active, step, i, T)
 
 
 @triton.jit
 def _update_many(
-    p_weights, averages, p_scratch, present, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
+    p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
     OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
 ):  # fmt: skip
     """`update_weights`, in the scratch, where the units are vector UNITS and the next one what `_units` tells of each task."""
-    _, _, o = square(P)
-    i = tl.arange(0, P)
-    d, kinds = _units(averages, present, samples, T, P)
-    store_vector(p_scratch, 0, UNITS, d, P)
-    store_vector(p_scratch, 0, UNITS + 1, kinds, P)
+    _, _, o = square(P, zero)
+    i = tl.arange(0, P) + zero
+    d, kinds = _units(averages, present, samples, i, T)
+    store_vector(p_scratch, i, UNITS, d, P)
+    store_vector(p_scratch, i, UNITS + 1, kinds, P)
     tl.debug_barrier()
     sound = 1
-    for first in range(0, P, AT_ONCE):
-        rows = first + tl.arange(0, AT_ONCE)
-        d_rows = load_rows(p_scratch, rows, UNITS, P)
-        kinds_rows = load_rows(p_scratch, rows, UNITS + 1, P)
-        R, E, finite = _in_units(averages, rows, d_rows, kinds_rows, d, kinds, samples, T, P)
-        p_tile = p_scratch + (rows[:, None] * P + i[None, :])
+    for first in range(zero, P + zero, AT_ONCE):
+        rows, p_tile = rows_from(first, p_scratch, i, P)
+        d_rows = load_column(p_scratch, rows, UNITS, P)
+        kinds_rows = load_column(p_scratch, rows, UNITS + 1, P)
+        R, E, finite = _in_units(averages, rows, d_rows, kinds_rows, i, d, kinds, samples, T)
         tl.store(p_tile, R)
         tl.store(p_tile + P * P, E)
         sound &= finite
     if by_memory(p_scratch, sound, P) != 0:
-        d = load_vector(p_scratch, 0, UNITS, P)
-        active = load_vector(p_scratch, 0, UNITS + 1, P) > 0
+        d = load_vector(p_scratch, i, UNITS, P)
+        active = load_vector(p_scratch, i, UNITS + 1, P) > 0
         left = tl.full([], 1.0, tl.float64)
         if ACCUMULATED:
-            left = _noise_left(p_scratch, 0.0, 0.0, active, accumulation, P, False)
+            left = _noise_left(p_scratch, zero, 0.0, 0.0, active, accumulation, P, False)
         signal = tl.load(p_scratch + i * (P + 1))
         alone = tl.load(p_scratch + P * P + i * (P + 1)) * left
         r = _scales(signal, alone, active, averages[2], floor, OBJECTIVE)
@@ -151,10 +150,10 @@ def _update_many(
         tl.store(p_scratch + o, R)
         tl.store(p_scratch + P * P + o, E)
         tl.debug_barrier()
-        store_vector(p_scratch, 0, UNITS, r * d, P)
+        store_vector(p_scratch, i, UNITS, r * d, P)
         v = max_min_many(p_scratch, active, P)
-        active = load_vector(p_scratch, 0, UNITS + 1, P) > 0  # rather than kept
-        _blend(p_weights, v * load_vector(p_scratch, 0, UNITS, P), active, step, T, P)
+        active = load_vector(p_scratch, i, UNITS + 1, P) > 0  # rather than kept
+        _blend(p_weights, v * load_vector(p_scratch, i, UNITS, P), active, step, i, T)
 
 
 @triton.jit
@@ -162,6 +161,7 @@ def update_weights(
     p_weights,
     averages,  # their pointer, that of the shares, and whether the noise is measured: else M is S, and there is no noise
     p_scratch,
+    zero,  # see `max_min_many.zero_of`
     present,
     samples,
     accumulation,
@@ -176,9 +176,33 @@ def update_weights(
     """A step of the weights towards the best ones for the averages; none where these are not finite."""
     if IN_REGISTERS:
         _update_few(
-            p_weights, averages, p_scratch, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+            p_weights,
+            averages,
+            p_scratch,
+            zero,
+            present,
+            samples,
+            accumulation,
+            step,
+            floor,
+            T,
+            P,
+            OBJECTIVE,
+            ACCUMULATED,
         )
     else:
         _update_many(
-            p_weights, averages, p_scratch, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+            p_weights,
+            averages,
+            p_scratch,
+            zero,
+            present,
+            samples,
+            accumulation,
+            step,
+            floor,
+            T,
+            P,
+            OBJECTIVE,
+            ACCUMULATED,
         )

@@ -28,9 +28,9 @@ def square(P: tl.constexpr, zero=0):
 
 
 @triton.jit
-def diagonal_of(A, P: tl.constexpr, zero=0):
+def diagonal_of(A, P: tl.constexpr):
     """Of a matrix, as a vector."""
-    row, column, _ = square(P, zero)
+    row, column, _ = square(P)
     return tl.sum(tl.where(row == column, A, 0.0), 0)
 
 
@@ -90,19 +90,24 @@ def semidefinite(A, active, P: tl.constexpr):
 
 
 @triton.jit
-def task_noises(Rv, Ev, v, zero, P: tl.constexpr):
-    """v_i (A_k v)_i, from R_ik v_k and E_ik v_k; A_k is R with row and column k 0, plus E."""
-    row, column, _ = square(P, zero)
-    noise = tl.sum(Ev, 0)
-    total = tl.sum(Rv, 0) + noise
-    return tl.where(row == column, noise[None, :], total[None, :] - Rv) * v[None, :]
+def task_noises(Rv, total, noise, v, rows, i):
+    """v_i (A_k v)_i of some tasks k, from R_ik v_k, its sum over all k plus the noise, and the noise, the sum of E_ik v_k.
+
+    A_k is R with row and column k 0, plus E.
+    """
+    return tl.where(rows[:, None] == i[None, :], noise[None, :], total[None, :] - Rv) * v[None, :]
 
 
 @triton.jit
-def log_ratios(sums, v, active):
-    """The noises n_k = v' A_k v, and z_k = log n_k / v_k^2, from the sums over i of v_i (A_k v)_i."""
-    n = tl.where(active, at_least(sums, _SMALLEST_NOISE * v * v), 1.0)
-    return n, tl.where(active, tl.log(n) - 2 * tl.log(v), 0.0)
+def noises(sums, v, active):
+    """n_k = v' A_k v, from the sums over i of v_i (A_k v)_i."""
+    return tl.where(active, at_least(sums, _SMALLEST_NOISE * v * v), 1.0)
+
+
+@triton.jit
+def log_ratios(n, v, active):
+    """z_k = log n_k / v_k^2."""
+    return tl.where(active, tl.log(n) - 2 * tl.log(v), 0.0)
 
 
 @triton.jit
@@ -130,11 +135,13 @@ def barrier_terms(n, z, pi, one, sigma, tasks):
 
 
 @triton.jit
-def fixed_scale(H, trace, tasks, pairs, active, zero, P: tl.constexpr):
-    """The Hessian with a first term that fixes the scale: along v the ratios do not change. Tasks that are not active get a 1."""
-    row, column, _ = square(P, zero)
-    H += tl.where(pairs, trace / tasks, 0.0)
-    return H + tl.where(row == column, tl.where(active, 1e-12 * (trace / tasks), 1.0)[None, :], 0.0)
+def fixed_scale(H, mean, active_rows, active, rows, i):
+    """Some rows of the Hessian with a first term that fixes the scale: along v the ratios do not change.
+
+    Tasks that are not active get a 1. ``mean`` is the trace by the number of tasks.
+    """
+    H += tl.where(active_rows & active[None, :], mean, 0.0)
+    return H + tl.where(rows[:, None] == i[None, :], tl.where(active, 1e-12 * mean, 1.0)[None, :], 0.0)
 
 
 @triton.jit

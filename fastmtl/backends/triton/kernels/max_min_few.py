@@ -19,6 +19,7 @@ from fastmtl.backends.triton.kernels.interior import (
     log_ratios,
     next_point,
     next_reach,
+    noises,
     square,
     steps_of,
     substitute,
@@ -30,9 +31,12 @@ from fastmtl.backends.triton.kernels.numbers import all_of, at_least
 @triton.jit
 def _evaluate(R, E, v, active, P: tl.constexpr):
     """At v: q [k, i] = v_i (A_k v)_i / n_k, the noises n_k = v' A_k v, and z_k = log n_k / v_k^2."""
-    vG = task_noises(R * v[:, None], E * v[:, None], v, 0, P)
-    n, z = log_ratios(tl.sum(vG, 1), v, active)
-    return vG * (1.0 / n)[:, None], n, z
+    i = tl.arange(0, P)
+    Rv = R * v[:, None]
+    noise = tl.sum(E * v[:, None], 0)
+    vG = task_noises(Rv, tl.sum(Rv, 0) + noise, noise, v, i, i)
+    n = noises(tl.sum(vG, 1), v, active)
+    return vG * (1.0 / n)[:, None], n, log_ratios(n, v, active)
 
 
 @triton.jit
@@ -63,7 +67,7 @@ def _direction(p_scratch, R, E, q, n, z, v, pi, one, sigma, tasks, steps, P: tl.
     SA = tl.sum(c, 0) * (R + E) - R * tl.where(row == column, c[:, None], c[:, None] + c[None, :])
     qD = q * D[:, None]
     same = 2 * v[:, None] * v[None, :] * SA - 4 * (qD + tl.trans(qD)) - J1[:, None] * J1[None, :] / sum_D
-    pairs = active[:, None] & active[None, :]
+    i = tl.arange(0, P)
 
     dl = tl.zeros([P], tl.float64)
     convex = 0  # first the Hessian; if that is not safely positive definite, its convex part
@@ -72,7 +76,7 @@ def _direction(p_scratch, R, E, q, n, z, v, pi, one, sigma, tasks, steps, P: tl.
         H = same + _squares(p_scratch, q, 4 * (D - pi) + 2 * convex * pi, steps, P)
         H += tl.where(row == column, (diagonal + convex * more)[None, :], 0.0)
         trace = tl.sum(diagonal_of(H, P), 0) + (1 - convex) * excess
-        H = fixed_scale(H, trace, tasks, pairs, active, 0, P)
+        H = fixed_scale(H, trace / tasks, active[:, None], active, i, i)
         smallest = diagonal_of(H, P) * ((1 - convex) * SMALLEST_PIVOT)
         U, left, pivots = eliminate(H, y, steps, 0, P)
         solved = all_of((pivots > smallest) & (pivots > 0)).to(tl.int32)

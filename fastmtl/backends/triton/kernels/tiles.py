@@ -85,17 +85,22 @@ def summed(tiles, AXIS: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def joined(values, COUNT: tl.constexpr):
-    """[N, COUNT] of a tuple of COUNT values [N], a power of two from 2 on. Stays in each thread's registers."""
+def _stacked(values, COUNT: tl.constexpr):
+    """[..., 2, 2, ...] of a tuple of COUNT values [...], a power of two, in their order."""
     if COUNT == 1:
         return values[0]
     else:
         half: tl.constexpr = COUNT // 2
         out = ()
         for i in tl.static_range(half):
-            pair = tl.join(values[i], values[i + half])
-            out = out + (tl.reshape(pair, [pair.shape[0], pair.numel // pair.shape[0]]),)
-        return joined(out, half)
+            out = out + (tl.join(values[i], values[i + half]),)
+        return _stacked(out, half)
+
+
+@triton.jit
+def joined(values, COUNT: tl.constexpr):
+    """[N, COUNT] of a tuple of COUNT values [N], a power of two from 2 on. Stays in each thread's registers."""
+    return tl.reshape(_stacked(values, COUNT), [values[0].shape[0], COUNT])
 
 
 @triton.jit
@@ -113,6 +118,8 @@ def lanes(tile, N: tl.constexpr, V: tl.constexpr):
     """A tuple of the V columns [N] of a tile [N, V], in no particular order. Stays in each thread's registers."""
     if V == 1:
         return (tl.sum(tile, 1),)
+    elif V == 2:
+        return tl.split(tl.reshape(tile, [N, 2]))
     else:
         left, right = tl.split(tl.reshape(tile, [N, V // 2, 2]))
         return lanes(left, N, V // 2) + lanes(right, N, V // 2)
