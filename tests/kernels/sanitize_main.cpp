@@ -2,8 +2,10 @@
 // Compares sums with plain loops; the sanitizers look for the rest.
 #include <cmath>
 #include <condition_variable>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -41,9 +43,11 @@ void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t c
   const int64_t sizes[] = {samples, rows, columns};
   const int64_t plain[] = {positions, columns, 1}, transposed[] = {positions, 1, rows};
   const Dtype dtype = halves ? Dtype::bf16 : dtype_of<S>;
-  std::vector<std::unique_ptr<char[]>> memory;
+  std::vector<std::unique_ptr<char, decltype(&std::free)>> memory;
   const auto allocate = [&]() {
-    memory.emplace_back(new char[count * size_of(dtype)]);
+    void* place = nullptr;
+    if (posix_memalign(&place, 64, count * size_of(dtype)) != 0) throw std::bad_alloc();
+    memory.emplace_back(static_cast<char*>(place), &std::free);
     return memory.back().get();
   };
   const Order order(sizes, plain, 3, true), flat(sizes, plain, 3, false);
@@ -82,9 +86,20 @@ void run(const Isa& isa, int64_t tasks, int64_t samples, int64_t rows, int64_t c
   const std::vector<S> halved(samples, S(0.5));
   sample_gram<S>(isa, parallel, {problem.grads, positions}, samples, halved.data(), weighted.data());
   const std::vector<S> weights(tasks, S(2));
-  weighted_sum<S>(isa, parallel, {column}, tasks, weights.data(), {flat.view(allocate(), dtype, plain)});
+  char* weighted_total = allocate();
+  weighted_sum<S>(isa, parallel, {column}, tasks, weights.data(), {flat.view(weighted_total, dtype, plain)});
   if (!halves && !strided)  // in place
     weighted_sum<S>(isa, parallel, {column}, tasks, weights.data(), {column.tensors[0]});
+  for (int64_t i = 0; i < count && !halves; ++i) {
+    double expected = 0, size = 0;
+    for (int64_t k = 0; k < tasks; ++k) {
+      if (tasks > 2 && k == 1) continue;
+      expected += value(k, i);
+      size += std::abs(value(k, i));
+    }
+    check(reinterpret_cast<S*>(total)[i], expected, size, "total");
+    check(reinterpret_cast<S*>(weighted_total)[i], 2 * expected, 2 * size, "weighted_sum");
+  }
   for (int64_t k = 0; k < tasks; ++k) {
     double expected = 0;
     for (int64_t i = 0; i < count; ++i) expected += value(k, i) * value(k, i);
@@ -233,6 +248,11 @@ int main() {
       }
     }
     run<float>(*isa, 3, 2000, 40, 50, false, false);  // samples split over units
+    for (const int64_t tasks : {3, 8}) {              // the sums go past the caches
+      run<float>(*isa, tasks, 3, 1536 / tasks, 2100, false, false);
+      run<float>(*isa, tasks, 3, 1537 / tasks | 1, 2101, false, false);
+    }
+    run<double>(*isa, 4, 2, 400, 1311, false, false);
     for (const bool bias : {false, true}) {
       linear<float>(*isa, 73, 65, 66, bias, false);
       linear<float>(*isa, 257, 80, 71, bias, true);

@@ -88,6 +88,14 @@ def test_shapes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     _check_all(list(random_grads(8, shape, dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("tasks", [1, 3, 4, 6, 10])
+def test_what_the_caches_do_not_hold(isa: str, tasks: int, dtype: torch.dtype) -> None:
+    """Sums go past the caches where all is aligned; where samples are not, some do."""
+    for positions in (16 * (175_200 // tasks), 2_803_200 // tasks | 1):
+        _check_all(list(random_grads(tasks, (3, positions), dtype)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)

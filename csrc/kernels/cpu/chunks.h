@@ -24,10 +24,12 @@ class Chunks {
       bytes += lengths_[n] * rows * element_size;
     }
     units_ = std::min(wanted_units(bytes), total());
+    streams_ = bytes > kStreamedBytes;
   }
 
   int64_t units() const { return units_; }
   int64_t elements() const { return elements_; }
+  bool streams() const { return streams_; }  // an output like a row goes past the caches
 
   // visit(unit, column, block, next column, next block) for units [first, last): the next block is the one that this
   // thread comes to after this one, whatever its column and unit, empty at the end.
@@ -58,6 +60,7 @@ class Chunks {
 
   std::vector<int64_t> lengths_;
   int64_t elements_, units_ = 0;
+  bool streams_ = false;
   std::vector<int64_t> first_;  // chunk of each column
 };
 

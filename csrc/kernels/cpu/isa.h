@@ -45,17 +45,21 @@ struct Compute {
                 double* lanes);
   // lanes[0] += <row, row>
   void (*square)(const S* row, int64_t count, double* lanes);
+  // What is written as `streams` says goes past the caches, where its place is aligned to vectors.
+  //
   // out = row_0 + row_1 + ..., in this order
   void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& ahead);
   // `sum`, and lanes[r] += <row_r, row_r>, in one pass
-  void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& ahead);
+  void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, bool streams, double* lanes,
+                     const Prefetch& ahead);
   // `gram` and `sum` of each of one or two samples (two: of at most Isa::paired_tasks tasks) in one pass that also adds
   // each row to the accumulator of its task (`first`: sets it); accumulators + i * pitch is that of task i. The rows of
   // the second sample follow those of the first.
   void (*sum_accumulate_gram)(const S* const* rows, int64_t samples, int64_t tasks, int64_t count, S* const* out,
-                              S* accumulators, int64_t pitch, bool first, double* lanes, const Prefetch& ahead);
+                              bool streams, S* accumulators, int64_t pitch, bool first, double* lanes,
+                              const Prefetch& ahead);
   // out = weights_0 * row_0 + ...
-  void (*weighted_sum)(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out);
+  void (*weighted_sum)(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out, bool streams);
   Forming<S> forming;
 };
 

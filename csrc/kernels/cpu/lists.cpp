@@ -108,7 +108,8 @@ void weighted_sum(const Isa& isa, const Executor& parallel, const std::vector<Co
       }
       const S* const* loaded = rows.load(columns[n], present, block);
       S* place = place_of_block<S>(out[n], block, scratch);
-      compute<S>(isa).weighted_sum(loaded, used.data(), present.size(), block.count(), place);
+      compute<S>(isa).weighted_sum(loaded, used.data(), present.size(), block.count(), place,
+                                   chunks.streams() && place != scratch);
       store_block<S>(isa, out[n], block, place, scratch);
     });
   });
@@ -137,7 +138,7 @@ void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, c
       }
       const S* const* loaded = rows.load(column, present, block);
       S* place = place_of_block<S>(out, block, scratch);
-      compute<S>(isa).sum_square(loaded, count, block.count(), place, lanes,
+      compute<S>(isa).sum_square(loaded, count, block.count(), place, chunks.streams() && place != scratch, lanes,
                                  rows.prefetch(column, present, block, next));
       store_block<S>(isa, out, block, place, scratch);
     });

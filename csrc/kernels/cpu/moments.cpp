@@ -16,6 +16,7 @@ struct Plan {
   bool grouped;      // samples are shorter than a chunk: several are one sequence of values
   int64_t together;  // samples: those of a group, else one or two side by side
   int64_t position_units, sample_units;
+  bool streams;  // the total goes past the caches
 
   // `converted`: rows of bfloat16 or float16 go through a scratch memory, which short chunks keep in the L1 cache.
   Plan(const Isa& isa, int64_t tasks, int64_t samples, int64_t positions, int64_t element_size, bool converted)
@@ -31,7 +32,8 @@ struct Plan {
     together = grouped ? group : paired ? 2 : 1;
     if (grouped) elements = positions;
     const int64_t chunks = ceil_div(positions, elements);
-    const int64_t wanted = wanted_units(tasks * samples * positions * element_size);
+    const int64_t bytes = tasks * samples * positions * element_size, wanted = wanted_units(bytes);
+    streams = bytes > kStreamedBytes && !converted;
     position_units = std::min(wanted, chunks);
     // Split samples leave T x P sums each: only where that is little against the T x B x P reads.
     sample_units = chunks >= 32 ? 1 : std::clamp<int64_t>(std::min(wanted / chunks, samples / 16), 1, 64);
@@ -126,8 +128,9 @@ class Worker {
   void side_by_side(const Block& block, const Block& next, bool first) {
     S* place[2];
     for (int64_t s = 0; s < block.samples; ++s) place[s] = load(one_of(block, s), s);
-    compute<S>(isa_).sum_accumulate_gram(rows_.data(), block.samples, tasks_, block.positions, place, sums_, pitch_,
-                                         first, q_lanes_,
+    const bool streams = plan_.streams && place[0] != total_scratch(0);
+    compute<S>(isa_).sum_accumulate_gram(rows_.data(), block.samples, tasks_, block.positions, place, streams, sums_,
+                                         pitch_, first, q_lanes_,
                                          block.samples == 1 ? prefetch(block, one_of(next, 0)) : Prefetch{});
     for (int64_t s = 0; s < block.samples; ++s)
       store_block<S>(isa_, problem_.total, one_of(block, s), place[s], total_scratch(s));

@@ -34,10 +34,16 @@ inline void in_groups(int64_t begin, int64_t end, const Wide& wide, const Narrow
   for (; i < end; ++i) narrow(i);
 }
 
+template <class S>
+inline void store_group(S* to, const Vector<S>* values, bool streams) {
+  FASTMTL_UNROLL for (int u = 0; u < 4; ++u) streams ? stream(to + u * kWidth<S>, values[u])
+                                                     : store(to + u * kWidth<S>, values[u]);
+}
+
 // The squares of a group of vectors go through one accumulator a row, in a block short enough for S.
 template <class S, bool Squares>
 inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_t end, int64_t count, S* out,
-                      Vector<S>* squares, double* lanes, const Prefetch& ahead) {
+                      bool streams, Vector<S>* squares, double* lanes, const Prefetch& ahead) {
   const int64_t turn = count - ahead.distance, bytes = 4 * kWidth<S> * ahead.bytes_per_element;
   const auto wide = [&](int64_t i) {
     Vector<S> total[4], x[4];
@@ -56,7 +62,7 @@ inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_
                                   : ahead.next[k] + (i - turn) * ahead.bytes_per_element;
       for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, 3);
     }
-    FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
+    store_group(out + i, total, streams);
   };
   const auto narrow = [&](int64_t i) {
     S total = rows[0][i];
@@ -70,12 +76,14 @@ inline void sum_block(const S* const* rows, int64_t tasks, int64_t begin, int64_
 
 template <class S>
 void sum(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& ahead) {
-  sum_block<S, false>(rows, tasks, 0, count, count, out, nullptr, nullptr, ahead);
+  sum_block<S, false>(rows, tasks, 0, count, count, out, false, nullptr, nullptr, ahead);
 }
 
 template <class S>
-void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, double* lanes, const Prefetch& ahead) {
+void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, bool streams, double* lanes,
+                const Prefetch& ahead) {
   constexpr int64_t kRows = 64;
+  streams = streams && is_aligned(out);
   if (tasks > kRows) {  // more than the accumulators' place
     for (int64_t k = 0; k < tasks; ++k) square(rows[k], count, lanes + k * kDoubles);
     return sum(rows, tasks, count, out, ahead);
@@ -83,13 +91,15 @@ void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, doub
   in_chains<S>(count, [&](int64_t begin, int64_t end) {
     Vector<S> squares[kRows];
     for (int64_t k = 0; k < tasks; ++k) squares[k] = Vector<S>{};
-    sum_block<S, true>(rows, tasks, begin, end, count, out, squares, lanes, ahead);
+    sum_block<S, true>(rows, tasks, begin, end, count, out, streams, squares, lanes, ahead);
     for (int64_t k = 0; k < tasks; ++k) add_to_lanes(lanes + k * kDoubles, squares[k]);
   });
+  if (streams) sent();
 }
 
 template <class S>
-void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out) {
+void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out, bool streams) {
+  streams = streams && is_aligned(out);
   in_groups<S>(
       0, count,
       [&](int64_t i) {
@@ -97,13 +107,14 @@ void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t
         for (int64_t k = 0; k < tasks; ++k) {
           FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += weights[k] * load(rows[k] + i + u * kWidth<S>);
         }
-        FASTMTL_UNROLL for (int u = 0; u < 4; ++u) store(out + i + u * kWidth<S>, total[u]);
+        store_group(out + i, total, streams);
       },
       [&](int64_t i) {
         S total = 0;
         for (int64_t k = 0; k < tasks; ++k) total += weights[k] * rows[k][i];
         out[i] = total;
       });
+  if (streams) sent();
 }
 
 }  // namespace

@@ -49,6 +49,26 @@ inline void store(S* to, Vector<S> value) {
   *reinterpret_cast<typename VectorOf<S>::unaligned*>(to) = value;
 }
 
+// A store past the caches, which does not read the line before; to an aligned place. Others see it after `sent`.
+template <class S>
+inline void stream(S* to, Vector<S> value) {
+#if FASTMTL_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
+#elif FASTMTL_VECTOR_BYTES == 32 && defined(__AVX__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
+#else
+  store(to, value);
+#endif
+}
+
+inline void sent() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
+
+inline bool is_aligned(const void* place) { return reinterpret_cast<uintptr_t>(place) % kVectorBytes == 0; }
+
 inline void add_to_lanes(double* lanes, Vector<double> value) { store(lanes, load(lanes) + value); }
 
 inline void add_to_lanes(double* lanes, Vector<float> value) {
