@@ -119,8 +119,9 @@ void sum_accumulate_gram(const S* const* rows, int64_t samples, int64_t tasks, i
 }
 
 template <class S>
-constexpr Compute<S> kCompute = {gram<S>,         cross<S>,   square<S>, sum<S>, sum_square<S>, sum_accumulate_gram<S>,
-                                 weighted_sum<S>, kForming<S>};
+constexpr Compute<S> kCompute = {
+    gram<S>,         cross<S>,   square<S>, sum<S>, sum_square<S>, add_samples<S>, sum_accumulate_gram<S>,
+    weighted_sum<S>, kForming<S>};
 
 constexpr Isa make_isa(const char* name) {
   return {name, kDoubles, kMostRows, kCompute<float>, kCompute<double>, load_bf16, load_f16, store_bf16, store_f16};

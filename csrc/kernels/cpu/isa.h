@@ -52,6 +52,8 @@ struct Compute {
   // `sum`, and lanes[r] += <row_r, row_r>, in one pass
   void (*sum_square)(const S* const* rows, int64_t tasks, int64_t count, S* out, bool streams, double* lanes,
                      const Prefetch& ahead);
+  // sums[i] += rows[i] + rows[pitch + i] + ..., for `samples` rows of `count` elements
+  void (*add_samples)(const S* rows, int64_t samples, int64_t pitch, int64_t count, double* sums);
   // `gram` and `sum` of each of one or two samples (two: of at most Isa::paired_tasks tasks) in one pass that also adds
   // each row to the accumulator of its task (`first`: sets it); accumulators + i * pitch is that of task i. The rows of
   // the second sample follow those of the first.

@@ -97,6 +97,13 @@ class Worker {
     compute<S>(isa_).gram(rows_.data(), tasks_, count, m_lanes_, {});
   }
 
+  // The sums over samples as those of rows `pitch` apart.
+  void set_sums(int64_t r, int64_t count, const S* rows, int64_t samples, int64_t pitch) {
+    std::fill_n(static_cast<double*>(wide_), count, 0.0);
+    compute<S>(isa_).add_samples(rows, samples, pitch, count, wide_);
+    for (int64_t i = 0; i < count; ++i) sums(r)[i] = static_cast<S>(wide_[i]);
+  }
+
   S* sums(int64_t r) { return sums_ + r * pitch_; }
   const double* q_lanes() const { return q_lanes_; }
   const double* m_lanes() const { return m_lanes_; }
@@ -141,13 +148,8 @@ class Worker {
     S* place = load(block);
     const Compute<S>& f = compute<S>(isa_);
     f.gram(rows_.data(), tasks_, block.count(), q_lanes_, prefetch(block, next));
-    for (int64_t r = 0; r < tasks_; ++r) {
-      double* sums = wide_ + r * pitch_;
-      for (int64_t s = 0; s < block.samples; ++s) {
-        const S* row = rows_[r] + s * block.positions;
-        for (int64_t i = 0; i < block.positions; ++i) sums[i] += static_cast<double>(row[i]);
-      }
-    }
+    for (int64_t r = 0; r < tasks_; ++r)
+      f.add_samples(rows_[r], block.samples, block.positions, block.positions, wide_ + r * pitch_);
     f.sum(rows_.data(), tasks_, block.count(), place, {});
     store_block<S>(isa_, problem_.total, block, place, total_scratch());
   }
@@ -215,12 +217,7 @@ void sum_moments(const Isa& isa, const Executor& parallel, const MomentsProblem&
         for (int64_t c = first_chunk(unit); c < first_chunk(unit + 1); ++c) {
           const int64_t position = c * plan.elements, length = std::min(plan.elements, positions - position);
           for (int64_t r = 0; r < count; ++r) {
-            for (int64_t i = 0; i < length; ++i) {
-              double sum = 0;
-              for (int64_t su = 0; su < plan.sample_units; ++su)
-                sum += static_cast<double>(split_sums[(su * count + r) * positions + position + i]);
-              worker.sums(r)[i] = static_cast<S>(sum);
-            }
+            worker.set_sums(r, length, split_sums + r * positions + position, plan.sample_units, count * positions);
           }
           worker.add_sums_to_M(length);
         }

@@ -97,6 +97,38 @@ void sum_square(const S* const* rows, int64_t tasks, int64_t count, S* out, bool
   if (streams) sent();
 }
 
+inline void add_as_doubles(Vector<double> values, double* sums) { store(sums, load(sums) + values); }
+
+inline void add_as_doubles(Vector<float> values, double* sums) {
+  VectorOf<float>::half halves[2];
+  std::memcpy(halves, &values, sizeof values);
+  FASTMTL_UNROLL for (int h = 0; h < 2; ++h)
+      add_as_doubles(__builtin_convertvector(halves[h], Vector<double>), sums + h * kDoubles);
+}
+
+template <class S>
+void add_samples(const S* rows, int64_t samples, int64_t pitch, int64_t count, double* sums) {
+  constexpr int64_t kFew = 64;  // added up in S, before they go into double
+  for (int64_t first = 0; first < samples; first += kFew) {
+    const S* from = rows + first * pitch;
+    const int64_t few = samples - first < kFew ? samples - first : kFew;
+    in_groups<S>(
+        0, count,
+        [&](int64_t i) {
+          Vector<S> total[4] = {};
+          for (int64_t s = 0; s < few; ++s) {
+            FASTMTL_UNROLL for (int u = 0; u < 4; ++u) total[u] += load(from + s * pitch + i + u * kWidth<S>);
+          }
+          FASTMTL_UNROLL for (int u = 0; u < 4; ++u) add_as_doubles(total[u], sums + i + u * kWidth<S>);
+        },
+        [&](int64_t i) {
+          double total = 0;
+          for (int64_t s = 0; s < few; ++s) total += static_cast<double>(from[s * pitch + i]);
+          sums[i] += total;
+        });
+  }
+}
+
 template <class S>
 void weighted_sum(const S* const* rows, const S* weights, int64_t tasks, int64_t count, S* out, bool streams) {
   streams = streams && is_aligned(out);
