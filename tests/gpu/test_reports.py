@@ -48,8 +48,7 @@ MARGIN = 1.5
 SPILLS = {
     "sum_norms-features-T64-*-gfx942": 132,  # 64 addresses are more than the scalar registers
     "sum_moments-features-T40-float32-sm_120": 8,
-    # Addresses of what follows, and of the gradients, beside products of 64 tasks in four warps; eight have none of it, and
-    # read the gradients more slowly.
+    # Addresses of what follows, and of the gradients, beside products of 64 tasks in four warps.
     "sum_moments_update-T40-float32-sm_120": 24,
     "sum_moments_update-T40-bfloat16-sm_80": 8,
 }

@@ -24,7 +24,7 @@ class Chunks {
       bytes += lengths_[n] * rows * element_size;
     }
     units_ = std::min(wanted_units(bytes), total());
-    streams_ = bytes > kStreamedBytes;
+    streams_ = exceeds_caches(bytes);
   }
 
   int64_t units() const { return units_; }

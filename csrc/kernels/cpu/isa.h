@@ -18,6 +18,8 @@ struct Prefetch {
   const char* out = nullptr;          // how the output goes on, null: there is none
 };
 
+constexpr int64_t kFloatSamples = 64;  // so many samples are added up in S before they go into double
+
 // What forms products of matrices, a tile of sums at a time.
 template <class S>
 struct Forming {
@@ -33,7 +35,8 @@ struct Forming {
   void (*pack_narrow)(const S* from, int64_t pitch, int64_t step, int64_t given, int64_t count, S* to);
 };
 
-// All functions take rows of `count` elements. They may be used in place: an output may be one of the rows.
+// All functions take rows of `count` elements. They may be used in place: an output may be one of the rows. One that
+// `streams` goes past the caches, where its place is aligned to vectors.
 //
 // "lanes" are partial sums in double: Isa::lanes of them belong to one result, added up by the caller at the very end.
 template <class S>
@@ -45,8 +48,6 @@ struct Compute {
                 double* lanes);
   // lanes[0] += <row, row>
   void (*square)(const S* row, int64_t count, double* lanes);
-  // What is written as `streams` says goes past the caches, where its place is aligned to vectors.
-  //
   // out = row_0 + row_1 + ..., in this order
   void (*sum)(const S* const* rows, int64_t tasks, int64_t count, S* out, const Prefetch& ahead);
   // `sum`, and lanes[r] += <row_r, row_r>, in one pass

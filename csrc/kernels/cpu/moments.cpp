@@ -7,8 +7,6 @@
 namespace fastmtl {
 namespace {
 
-constexpr int64_t kFloatSamples = 64;  // so many samples are added up in S before they go into double
-
 // How the work is cut: units are ranges of positions, and of samples where there are few positions. Chunks of positions
 // are outermost, so that the sums over the samples of a chunk stay in the cache and no T x P array is needed.
 struct Plan {
@@ -33,7 +31,7 @@ struct Plan {
     if (grouped) elements = positions;
     const int64_t chunks = ceil_div(positions, elements);
     const int64_t bytes = tasks * samples * positions * element_size, wanted = wanted_units(bytes);
-    streams = bytes > kStreamedBytes && !converted;
+    streams = exceeds_caches(bytes);
     position_units = std::min(wanted, chunks);
     // Split samples leave T x P sums each: only where that is little against the T x B x P reads.
     sample_units = chunks >= 32 ? 1 : std::clamp<int64_t>(std::min(wanted / chunks, samples / 16), 1, 64);

@@ -108,10 +108,9 @@ inline void add_as_doubles(Vector<float> values, double* sums) {
 
 template <class S>
 void add_samples(const S* rows, int64_t samples, int64_t pitch, int64_t count, double* sums) {
-  constexpr int64_t kFew = 64;  // added up in S, before they go into double
-  for (int64_t first = 0; first < samples; first += kFew) {
+  for (int64_t first = 0; first < samples; first += kFloatSamples) {
     const S* from = rows + first * pitch;
-    const int64_t few = samples - first < kFew ? samples - first : kFew;
+    const int64_t few = samples - first < kFloatSamples ? samples - first : kFloatSamples;
     in_groups<S>(
         0, count,
         [&](int64_t i) {

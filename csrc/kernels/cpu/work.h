@@ -44,7 +44,7 @@ inline int64_t prefetch_distance(int64_t rows, int64_t count, int64_t element_si
 
 // Where more is read than the caches hold, the output would not be found there, either: it goes past them, which saves
 // reading its lines before.
-constexpr int64_t kStreamedBytes = 32 << 20;
+inline bool exceeds_caches(int64_t bytes) { return bytes > (32 << 20); }
 
 // Distance of rows that are read and written together: not a multiple of 4 KiB, or the CPU takes a load of one row for
 // one of what was just stored in another.

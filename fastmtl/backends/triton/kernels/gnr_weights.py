@@ -176,33 +176,9 @@ def update_weights(
     """A step of the weights towards the best ones for the averages; none where these are not finite."""
     if IN_REGISTERS:
         _update_few(
-            p_weights,
-            averages,
-            p_scratch,
-            zero,
-            present,
-            samples,
-            accumulation,
-            step,
-            floor,
-            T,
-            P,
-            OBJECTIVE,
-            ACCUMULATED,
-        )
+            p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+        )  # fmt: skip
     else:
         _update_many(
-            p_weights,
-            averages,
-            p_scratch,
-            zero,
-            present,
-            samples,
-            accumulation,
-            step,
-            floor,
-            T,
-            P,
-            OBJECTIVE,
-            ACCUMULATED,
-        )
+            p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+        )  # fmt: skip
