@@ -113,7 +113,8 @@ class Rows {
     return rows_.data();
   }
 
-  Prefetch prefetch(const Column& column, const std::vector<int64_t>& present, const Block& block, const Block& next) {
+  Prefetch prefetch(int64_t bytes_ahead, const Column& column, const std::vector<int64_t>& present, const Block& block,
+                    const Block& next) {
     if (next.positions == 0) return {};
     for (size_t r = 0; r < present.size(); ++r) {
       if (column.tensors[present[r]].data == nullptr) return {};  // another column, where another task is missing
@@ -121,7 +122,8 @@ class Rows {
       if (next_[r] == nullptr) return {};
     }
     const int64_t size = size_of(column.tensors[present[0]].dtype);
-    return {next_.data(), size, prefetch_distance(present.size(), block.count(), sizeof(S), size != sizeof(S))};
+    return {next_.data(), size,
+            prefetch_distance(bytes_ahead, present.size(), block.count(), sizeof(S), size != sizeof(S))};
   }
 
  private:

@@ -37,11 +37,11 @@ void fused_tile(const S* const* rows, int64_t begin, int64_t end, const Addition
   Products<S, R, R, true, 1> products;
   const auto start = [&](int64_t i) {
     if (Samples > 1) return;  // their rows are streams enough for the memory
-    ahead.template of_rows<Only ? kMostRows : kTile>(i);
+    ahead.template of_rows<Only>(i);
     // Stores leave in order: one that misses the cache would hold up those to the accumulators.
     if (First && !Streams) ahead.of_out(i);
   };
-  in_vectors<S, Only ? 1 : kLine, 1>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
+  in_vectors<S, kLine, 1>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
     Vector<S> sum[R];
     FASTMTL_UNROLL for (int s = 0; s < Samples; ++s) {
       Vector<S> x[R];

@@ -9,8 +9,8 @@
 namespace fastmtl {
 
 // What to bring into the cache while computing: each row `distance` elements ahead, where `next` says how the row goes
-// on after the last of its `count` elements. Not 4 KiB ahead, nor a multiple: rows of tensors often lie at the same
-// offset of their pages, and both places of all of them would compete for the same sets of the L1 cache.
+// on after the last of its `count` elements. Not a multiple of 4 KiB: rows of tensors often lie at the same offset of
+// their pages, and both places of all of them would compete for the same sets of the L1 cache.
 struct Prefetch {
   const char* const* next = nullptr;  // one pointer a row, null: nothing to prefetch
   int64_t bytes_per_element = 0;      // that of the memory, not of the arithmetic

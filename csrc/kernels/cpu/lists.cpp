@@ -45,7 +45,7 @@ void gram(const Isa& isa, const Executor& parallel, const std::vector<Column>& c
         last_column = n;
       }
       if (present.empty()) return;
-      const Prefetch ahead = rows.prefetch(columns[after], present, block, next);
+      const Prefetch ahead = rows.prefetch(kGramAhead, columns[after], present, block, next);
       compute<S>(isa).gram(rows.load(columns[n], present, block), present.size(), block.count(), lanes, ahead);
     });
     if (last_unit >= 0) flush(&partial[last_unit * size]);
@@ -139,7 +139,7 @@ void sum_norms(const Isa& isa, const Executor& parallel, const Column& column, c
       const S* const* loaded = rows.load(column, present, block);
       S* place = place_of_block<S>(out, block, scratch);
       compute<S>(isa).sum_square(loaded, count, block.count(), place, chunks.streams() && place != scratch, lanes,
-                                 rows.prefetch(column, present, block, next));
+                                 rows.prefetch(kSumAhead, column, present, block, next));
       store_block<S>(isa, out, block, place, scratch);
     });
     flush();

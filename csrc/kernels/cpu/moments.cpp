@@ -125,7 +125,7 @@ class Worker {
       if (next_[r] == nullptr) return {};
     }
     const int64_t size = size_of(problem_.total.dtype);
-    return {next_.data(), size, prefetch_distance(tasks_, block.count(), sizeof(S), size != sizeof(S)),
+    return {next_.data(), size, prefetch_distance(kGramAhead, tasks_, block.count(), sizeof(S), size != sizeof(S)),
             address_of_block(problem_.total, next)};
   }
 

@@ -6,23 +6,28 @@
 namespace fastmtl {
 namespace {
 
-// Rows to prefetch while one tile runs, into the L2 cache: L1 is full of what is being computed.
+// Rows to prefetch while one tile runs, into the L2 cache: L1 is full of what is being computed. The CPU drops
+// prefetches while too many lines are under way, so rows are asked for twice: far ahead, and once more nearby.
 template <class S>
 struct Ahead {
+  static constexpr int64_t kNearby = 1536 / sizeof(S);
+  static constexpr int kPlaces = 2 * kMostRows;
   // Where element 0 would lie, so far ahead, before and after the turn.
-  const char *within[kMostRows], *beyond[kMostRows];
+  const char *within[kPlaces], *beyond[kPlaces];
   const char *out_within, *out_beyond;
   int64_t turn, step;  // the first element whose place is beyond the end; bytes per element
 
-  // Rows [first, last). There is always something to prefetch, if only what is in the cache: a loop over as many rows
-  // as there are takes more time, and GCC 12 may drop it as one without effect.
+  // Rows [first, last), at most kMostRows. There is always something to prefetch, if only what is in the cache: a loop
+  // over as many rows as there are takes more time, and GCC 12 may drop it as one without effect.
   Ahead(const Prefetch& ahead, const S* const* rows, int64_t count, int64_t first, int64_t last, const S* out)
       : turn(count - ahead.distance), step(ahead.next == nullptr ? 0 : ahead.bytes_per_element) {
-    for (int i = 0; i < kMostRows; ++i) {
-      within[i] = beyond[i] = reinterpret_cast<const char*>(rows[0]);
-      if (ahead.next == nullptr || first + i >= last) continue;
+    for (int i = 0; i < kPlaces; ++i) within[i] = beyond[i] = reinterpret_cast<const char*>(rows[0]);
+    const bool again = ahead.distance > kNearby && ahead.distance < count;
+    for (int64_t i = 0; i < last - first && ahead.next != nullptr; ++i) {
       within[i] = reinterpret_cast<const char*>(rows[first + i] + ahead.distance);
       beyond[i] = ahead.next[first + i] - turn * step;
+      const int64_t near = last - first + i;
+      if (again) within[near] = beyond[near] = reinterpret_cast<const char*>(rows[first + i] + kNearby);
     }
     out_within = out_beyond = reinterpret_cast<const char*>(rows[0]);
     if (ahead.out != nullptr) {
@@ -30,10 +35,12 @@ struct Ahead {
       out_beyond = ahead.out - turn * step;
     }
   }
-  template <int Rows>
+  // A tile that is the only one takes all rows, one of many its share and as much of that again as there is place.
+  template <bool Only>
   inline void of_rows(int64_t element) const {
     const char* const* from = element < turn ? within : beyond;
-    FASTMTL_UNROLL for (int i = 0; i < Rows; ++i) __builtin_prefetch(from[i] + element * step, 0, 2);
+    FASTMTL_UNROLL for (int i = 0; i < (Only ? kPlaces : kMostRows); ++i)
+        __builtin_prefetch(from[i] + element * step, 0, 2);
   }
   inline void of_out(int64_t element) const {
     __builtin_prefetch((element < turn ? out_within : out_beyond) + element * step, 1, 3);
@@ -74,20 +81,18 @@ struct Products {
   }
 };
 
-// A tile that is the only one prefetches all rows, at every vector: twice a line, as some prefetches get lost. One of
-// many has arithmetic enough between the lines of its share.
+// `Only`: no other tile reads these rows.
 template <class S, int R, int C, bool Diagonal, bool Only>
 void gram_tile(const S* const* a, const S* const* b, int64_t begin, int64_t end, double* lanes, int64_t tasks,
                const Ahead<S>& ahead) {
   const S *left[R], *right[C];
   FASTMTL_UNROLL for (int r = 0; r < R; ++r) left[r] = a[r];
   FASTMTL_UNROLL for (int c = 0; c < C; ++c) right[c] = b[c];
-  constexpr int kGroup = Only ? 1 : kLine;
   // With few sums one would wait for the addition before it: two sets take turns.
-  constexpr int kSets = kGroup > 1 && 2 * (Diagonal ? R * (R + 1) / 2 : R * C) <= kTile * kMostRows ? 2 : 1;
+  constexpr int kSets = kLine > 1 && 2 * (Diagonal ? R * (R + 1) / 2 : R * C) <= kTile * kMostRows ? 2 : 1;
   Products<S, R, C, Diagonal, kSets> products;
-  const auto start = [&](int64_t i) { ahead.template of_rows<Only ? kMostRows : kTile>(i); };
-  in_vectors<S, kGroup, kSets>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
+  const auto start = [&](int64_t i) { ahead.template of_rows<Only>(i); };
+  in_vectors<S, kLine, kSets>(begin, end, start, [&](int64_t i, int set) __attribute__((always_inline)) {
     Vector<S> x[R];
     FASTMTL_UNROLL for (int r = 0; r < R; ++r) x[r] = load(left[r] + i);
     FASTMTL_UNROLL for (int c = 0; c < C; ++c)

@@ -36,10 +36,14 @@ inline int64_t chunk_elements(int64_t rows, int64_t element_size) {
   return bytes / element_size;
 }
 
-// How far ahead to prefetch, in elements (see Prefetch): 2 KiB measured best for a few rows, and with many, whose
-// arithmetic takes longer, the next chunk. A row that is converted was read as a whole before: the next one, too.
-inline int64_t prefetch_distance(int64_t rows, int64_t count, int64_t element_size, bool converted) {
-  return converted || rows > 16 ? count : std::min(count, 2048 / element_size);
+// How far ahead to prefetch a few rows, in bytes, as measured: sums, which wait for memory only, and Gram matrices,
+// which have arithmetic to do and ask once more (see Ahead).
+constexpr int64_t kSumAhead = 2048, kGramAhead = 7168;
+
+// How far ahead to prefetch, in elements (see Prefetch): with many rows, whose arithmetic takes longer, the next chunk.
+// A row that is converted was read as a whole before: the next one, too.
+inline int64_t prefetch_distance(int64_t bytes, int64_t rows, int64_t count, int64_t element_size, bool converted) {
+  return converted || rows > 16 ? count : std::min(count, bytes / element_size);
 }
 
 // Where more is read than the caches hold, the output would not be found there, either: it goes past them, which saves
