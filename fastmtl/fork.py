@@ -49,7 +49,7 @@ def mark_missing(message: Tensor, missing: Sequence[int], tasks: int) -> Tensor:
     if not missing:
         return message
     factor = [1.0] * (2 + 2 * tasks) + [2.0 if task in missing else 1.0 for task in range(tasks)]
-    return message * torch.tensor(factor, device=message.device)
+    return message * torch.tensor(factor, dtype=message.dtype, device=message.device)
 
 
 class _Fork(torch.autograd.Function):
@@ -133,6 +133,10 @@ def fork(
 
 def join(features: Sequence[Tensor], tasks: int) -> list[list[Tensor]]:
     """T views of each of N feature tensors, [N][T], whose gradients are summed and not measured."""
+    if not any(
+        level.requires_grad for level in features
+    ):  # Dynamo would shift the arguments of a function without graph
+        return [[level.view_as(level) for _ in range(tasks)] for level in features]
     return _by_level(_Join.apply(tasks, *features), tasks)
 
 
@@ -140,4 +144,6 @@ def weighted_sum(
     losses: Sequence[Tensor], weights: Tensor, present: Tensor, absent: tuple[bool, ...], token: Tensor | None
 ) -> Tensor:
     """The sum of w_k L_k; its backward sends the message to the fork that made ``token``."""
+    if not (torch.is_grad_enabled() and any(loss.requires_grad for loss in losses)):  # as in `join`
+        return ops.weigh(losses, weights, present)[0]
     return _WeightedSum.apply(token, weights, present, absent, *losses)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmtl import fork as forks
+from fastmtl.balancers.numbers import number_or_scalar
 from fastmtl.balancers.structure import Features, flatten
 from fastmtl.balancers.tasks import Batch, Losses, Presence, Tasks, TasksLike
 
@@ -60,15 +61,22 @@ class Balancer(nn.Module):
             TypeError, ValueError: what is not a tensor of floating-point numbers; a measuring balancer whose
                 features do not require grad, are on another device than its state, or do not come from its source.
         """
-        levels, rebuild = flatten(features)
+        levels, rebuild = flatten(features, "features")
+        if tail is not None and not callable(tail):
+            raise TypeError(f"tail: expected a function of the features, got {tail!r}")
         if not self._training_now():
-            shared = features if tail is None else tail(features)
-            return self._tasks.pack([shared] * len(self._tasks))
+            if tail is not None:
+                levels, rebuild = flatten(tail(features), "what tail returns")
+            return self._tasks.pack(
+                [rebuild(levels) for _ in self.tasks]
+            )  # heads may change a list or dict of their own
+        if recomputing():  # the first run's fork is the one that measures
+            return self._tasks.pack(Balancer._views(self, levels, rebuild, tail))
         return self._tasks.pack(self._views(levels, rebuild, tail))
 
     def _views(self, levels: list[Tensor], rebuild: Callable[[Sequence[Tensor]], Any], tail: Tail | None) -> list[Any]:
         if tail is not None:
-            levels, rebuild = flatten(tail(rebuild(levels)))
+            levels, rebuild = flatten(tail(rebuild(levels)), "what tail returns")
         return per_task(forks.join(levels, len(self._tasks)), rebuild)
 
     def forward(self, losses: Losses, *, present: Presence | None = None) -> Tensor:
@@ -112,11 +120,16 @@ class Balancer(nn.Module):
         Args:
             losses, present: as in a call.
             params: the parameters at which a measuring balancer compares the tasks; others ignore it.
-            scale: factor of the loss, such as ``scaler.get_scale()`` or one over the accumulation steps.
+            scale: factor of the loss, a number or a tensor of one: one over the accumulation steps, or of a ``GradScaler``
+                ``scaler.scale(torch.ones((), device=device))``, which stays on the device.
 
         Returns:
             The weighted loss, detached and without the scale.
+
+        Raises:
+            TypeError: ``scale`` is no number.
         """
+        scale = number_or_scalar("scale", scale)
         loss = self(losses, present=present)
         (loss * scale).backward()
         return loss.detach()
@@ -162,6 +175,13 @@ class Balancer(nn.Module):
         if extra is not None and list(extra["tasks"]) != list(self.tasks):
             raise ValueError(f"state_dict: expected the tasks {list(self.tasks)}, got {extra['tasks']}")
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def recomputing() -> bool:
+    """Whether a checkpointed function (``use_reentrant=False``) runs anew, inside the backward, for what was not kept."""
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def per_task(views: list[list[Tensor]], rebuild: Callable[[Sequence[Tensor]], Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastmtl.balancers.base import Balancer
+from fastmtl.balancers.base import Balancer, recomputing
 from fastmtl.balancers.numbers import at_least
 from fastmtl.balancers.tasks import Batch, TasksLike
 
@@ -38,13 +38,13 @@ class DynamicWeightAverage(Balancer):
         super().__init__(tasks)
         self.temperature = at_least("temperature", temperature, 0.0, low_allowed=False)
         count = len(self._tasks)
-        self.register_buffer("weights", torch.ones(count))
+        self.register_buffer("weights", torch.ones(count, dtype=torch.float32))
         self.register_buffer("_loss_sum", torch.zeros(count, dtype=torch.float64))
         self.register_buffer("_loss_count", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("_epoch_losses", torch.full((2, count), math.nan, dtype=torch.float64))
 
     def _weigh(self, batch: Batch, token: Tensor | None) -> Tensor:
-        if self._training_now():
+        if self._training_now() and not recomputing():
             with torch.no_grad():
                 values = torch.stack([loss.detach().reshape(()).double() for loss in batch.losses])
                 counted = batch.present & values.isfinite()

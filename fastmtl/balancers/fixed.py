@@ -21,5 +21,9 @@ class FixedWeights(Balancer):
 
     def __init__(self, tasks: TasksLike, weights: Tensor | Sequence[float] | Mapping[str, float] | None = None):
         super().__init__(tasks)
-        given = torch.ones(len(self._tasks)) if weights is None else self._tasks.numbers("weights", weights)
+        given = (
+            torch.ones(len(self._tasks), dtype=torch.float32)
+            if weights is None
+            else self._tasks.numbers("weights", weights)
+        )
         self.register_buffer("weights", given)

@@ -12,8 +12,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from fastmtl import fork as forks
 from fastmtl import ops
-from fastmtl.balancers.base import Balancer, Tail, per_task
-from fastmtl.balancers.numbers import whole
+from fastmtl.balancers.base import Balancer, Tail, per_task, recomputing
+from fastmtl.balancers.numbers import number_or_scalar, whole
 from fastmtl.balancers.structure import flatten
 from fastmtl.balancers.tasks import Batch, Losses, Presence, TasksLike
 from fastmtl.sources import Measured, Parameters, SourceLike, Statistics, gram_of, resolve, squared_norms_of
@@ -51,7 +51,7 @@ class MeasuringBalancer(Balancer):
             TypeError, ValueError: as for `Balancer.forward`.
         """
         batch = self._batch(losses, present)
-        if not self._training_now():
+        if not self._training_now() or recomputing():
             return self._weigh(batch, None)
         if not self._forked:
             raise RuntimeError(
@@ -79,19 +79,21 @@ class MeasuringBalancer(Balancer):
         Args:
             losses, present: as in a call.
             params: the shared parameters at which the tasks are compared, such as those of the last shared layer.
-            scale: factor of the loss, such as ``scaler.get_scale()`` or one over the accumulation steps.
+            scale: factor of the loss, a number or a tensor of one: one over the accumulation steps, or of a ``GradScaler``
+                ``scaler.scale(torch.ones((), device=device))``, which stays on the device.
 
         Returns:
             The weighted loss, detached and without the scale.
 
         Raises:
-            ValueError, TypeError: no parameters, or none that the losses depend on; as for a call.
+            ValueError, TypeError: no parameters, or none that the losses depend on; ``scale`` is no number; as for a call.
             RuntimeError: the balancer is in eval mode, or gradients are off.
         """
         if not self._training_now():
             raise RuntimeError("balancer.backward: expected a balancer in training mode with gradients enabled")
         if params is None:
             raise TypeError("params: expected the parameters at which to compare the tasks, got none")
+        scale = number_or_scalar("scale", scale)
         targets = Parameters(params, self.statistics, "params").parameters
         for index, target in enumerate(targets):
             if not target.requires_grad:
@@ -181,7 +183,11 @@ class MeasuringBalancer(Balancer):
         if tail is not None:
             # Measured at views, so that the levels count as independent also where one was computed from another.
             before = [level.view_as(level) for level in levels]
-            levels, rebuild = flatten(tail(rebuild(before)))
+            levels, rebuild = flatten(tail(rebuild(before)), "what tail returns")
+            if not all(level.requires_grad for level in levels):
+                raise ValueError(
+                    "tail: expected a result that requires grad, so that gradients reach the features, got none"
+                )
         probe = self._source.locate(levels, before)
         views, self._token = forks.fork(levels, tasks, self, probe, batch)
         if not self._looked_for_mixed_samples:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 
 def at_least(name: str, value: float, low: float, *, low_allowed: bool) -> float:
     """A finite number from ``low`` on.
@@ -27,6 +29,19 @@ def fraction(name: str, value: float, *, zero: bool, one: bool) -> float:
     if not 0 <= number <= 1 or (number == 0 and not zero) or (number == 1 and not one):
         raise ValueError(f"{name}: expected a number in {'[' if zero else '('}0, 1{']' if one else ')'}, got {value!r}")
     return number
+
+
+def number_or_scalar(name: str, value: float | Tensor) -> float | Tensor:
+    """A number, or a tensor of one.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, Tensor):
+        return _number(name, value)
+    if value.numel() != 1 or value.is_complex():
+        raise TypeError(f"{name}: expected a number, or a tensor of one, got shape {list(value.shape)}, {value.dtype}")
+    return value.reshape(())
 
 
 def whole(name: str, value: int) -> int:

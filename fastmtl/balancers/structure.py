@@ -10,8 +10,8 @@ from torch import Tensor
 Features: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-def flatten(features: Features) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """The levels of ``features``, and how to build the same structure from others.
+def flatten(features: Features, name: str) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The levels of ``features``, which errors call ``name``, and how to build the same structure from others.
 
     Raises:
         TypeError, ValueError: no tensors, or an empty structure.
@@ -27,11 +27,11 @@ def flatten(features: Features) -> tuple[list[Tensor], Callable[[Sequence[Tensor
         levels = list(features)
         rebuild = (lambda items: form(*items)) if hasattr(form, "_fields") else (tuple if form is tuple else list)
     else:
-        raise TypeError(f"features: expected a tensor, or a sequence or dict of tensors, got {type(features).__name__}")
+        raise TypeError(f"{name}: expected a tensor, or a sequence or dict of tensors, got {type(features).__name__}")
     if not levels:
-        raise ValueError("features: expected at least one tensor, got none")
+        raise ValueError(f"{name}: expected at least one tensor, got none")
     for index, level in enumerate(levels):
         if not isinstance(level, Tensor) or not level.is_floating_point():
             what = level.dtype if isinstance(level, Tensor) else type(level).__name__
-            raise TypeError(f"features[{index}]: expected a floating-point tensor, got {what}")
+            raise TypeError(f"{name}[{index}]: expected a floating-point tensor, got {what}")
     return levels, rebuild

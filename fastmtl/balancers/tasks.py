@@ -68,7 +68,10 @@ class Tasks:
         if not isinstance(values, (Mapping, Sequence, Tensor)) or (isinstance(values, Tensor) and values.dim() != 1):
             raise TypeError(f"{argument}: expected {len(self)} numbers, or a dict by name, got {values!r}")
         listed = self._in_order(argument, values) if isinstance(values, Mapping) else self._listed(argument, values)
-        floats = [math.nan if value is None else float(value) for value in listed]
+        try:
+            floats = [math.nan if value is None else float(value) for value in listed]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{argument}: expected a number for every task, got {listed}") from error
         if not all(math.isfinite(value) and value > 0 for value in floats):
             raise ValueError(f"{argument}: expected a positive finite number for every task, got {floats}")
         return torch.tensor(floats, dtype=torch.float32)
@@ -77,6 +80,8 @@ class Tasks:
         """One of ``options`` for each task, from one for all, a sequence or a mapping by name."""
         if isinstance(values, str):
             listed: list[Any] = [values] * len(self)
+        elif not isinstance(values, (Mapping, Sequence)):
+            raise TypeError(f"{argument}: expected one of {list(options)}, a list or a dict of them, got {values!r}")
         else:
             listed = self._in_order(argument, values) if isinstance(values, Mapping) else self._listed(argument, values)
         if not all(value in options for value in listed):
@@ -131,7 +136,9 @@ class Tasks:
         if all(absent):
             raise ValueError("losses: expected at least one present task, got none")
         read = [
-            torch.zeros((), device=device) if gone else self._check_loss(name, loss, device, need_grad)
+            torch.zeros((), dtype=torch.float32, device=device)
+            if gone
+            else self._check_loss(name, loss, device, need_grad)
             for name, loss, gone in zip(self.names, listed, absent, strict=True)
         ]
         known_mask = self._mask(absent, device)

@@ -30,9 +30,9 @@ class UncertaintyWeighting(Balancer):
     def __init__(self, tasks: TasksLike, *, kinds: str | Sequence[str] | Mapping[str, str]):
         super().__init__(tasks)
         self.kinds = self._tasks.choices("kinds", kinds, ("regression", "classification"))
-        factors = torch.tensor([0.5 if kind == "regression" else 1.0 for kind in self.kinds])
+        factors = torch.tensor([0.5 if kind == "regression" else 1.0 for kind in self.kinds], dtype=torch.float32)
         self.register_buffer("_factors", factors, persistent=False)
-        self.log_variances = nn.Parameter(torch.zeros(len(self._tasks)))
+        self.log_variances = nn.Parameter(torch.zeros(len(self._tasks), dtype=torch.float32))
 
     @property
     def weights(self) -> Tensor:  # type: ignore[override]

@@ -43,6 +43,18 @@ class TaskLists:
         if any(tensor.dim() == 0 for tensor in present_of(self.flat)):
             raise ValueError("grads: expected gradients with a batch dimension 0, got 0-d tensors")
 
+    def columns(self) -> list[list[Tensor | None]]:
+        """The T gradients of each of the N tensors.
+
+        Raises:
+            ValueError: one has none.
+        """
+        result = columns(self.flat, self.tasks)
+        for n, column in enumerate(result):
+            if not present_of(column):
+                raise ValueError(f"grads: expected at least one gradient of tensor {n}, got none")
+        return result
+
     def check_out(self, out: Sequence[Tensor], *, nested: bool) -> None:
         """Raise unless ``out`` has the form, shapes, dtypes and device of one task's gradient."""
         expected = len(self.flat) // self.tasks
@@ -51,13 +63,9 @@ class TaskLists:
                 f"out: expected {f'{expected} tensors' if self.nested else 'a tensor'}, as the gradients are "
                 f"{'lists' if self.nested else 'tensors'}, got {f'{len(out)} tensors' if nested else 'a tensor'}"
             )
-        for n, (target, column) in enumerate(zip(out, columns(self.flat, self.tasks), strict=True)):
-            like = present_of(column)[0] if present_of(column) else None
-            if like is not None and (target.shape, target.dtype, target.device) != (
-                like.shape,
-                like.dtype,
-                like.device,
-            ):
+        for n, (target, column) in enumerate(zip(out, self.columns(), strict=True)):
+            like = present_of(column)[0]
+            if (target.shape, target.dtype, target.device) != (like.shape, like.dtype, like.device):
                 raise ValueError(
                     f"out[{n}]: expected {list(like.shape)} {like.dtype} on {like.device}, got "
                     f"{list(target.shape)} {target.dtype} on {target.device}"

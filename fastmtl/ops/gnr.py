@@ -39,8 +39,8 @@ def gnr_state(tasks: int, device: torch.device | str | None = None) -> GNRState:
     """A fresh state for ``tasks`` tasks: weights 1, nothing measured."""
     zeros = lambda *shape, dtype: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
     return GNRState(
-        weights=torch.ones(tasks, device=device),
-        moments=torch.full((2, tasks, tasks), float("nan"), device=device),
+        weights=torch.ones(tasks, dtype=torch.float32, device=device),
+        moments=torch.full((2, tasks, tasks), float("nan"), dtype=torch.float32, device=device),
         averages=zeros(3, tasks, tasks, dtype=torch.float64),
         shares=zeros(tasks, tasks, dtype=torch.float64),
         samples=zeros(1, dtype=torch.int64),

@@ -30,14 +30,14 @@ def gradnorm_state(tasks: int, device: torch.device | str | None = None) -> Grad
     """A fresh state for ``tasks`` tasks: weights 1, initial losses unknown."""
     zeros = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
     return GradNormState(
-        weights=torch.ones(tasks, device=device),
-        initial_losses=torch.full((tasks,), float("nan"), device=device),
+        weights=torch.ones(tasks, dtype=torch.float32, device=device),
+        initial_losses=torch.full((tasks,), float("nan"), dtype=torch.float32, device=device),
         exp_avg=zeros(tasks),
         exp_avg_sq=zeros(tasks),
         steps=zeros(tasks, dtype=torch.int64),
         weight_sum=zeros(tasks, dtype=torch.float64),
         norms=zeros(tasks),
-        rates=torch.ones(tasks, device=device),
+        rates=torch.ones(tasks, dtype=torch.float32, device=device),
         counters=zeros(2, dtype=torch.int64),
         task_counters=zeros(3, tasks, dtype=torch.int64),
     )

@@ -98,14 +98,52 @@ def _first(arguments: Sequence[Any], wanted: Callable[[Tensor], bool]) -> Tensor
     return None
 
 
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    """The same with its values in memory as they are.
+
+    Autograd delivers sparse gradients, too, and such that are to be negated when read: torch does that for all arguments but
+    lists in which tensors may be missing.
+    """
+    if tensor is None:
+        return None
+    if tensor.layout is not torch.strided:
+        return tensor.to_dense()
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return tensor.resolve_neg()
+
+
 def _dispatcher(op: str) -> Callable[..., Any]:
+    places = torch._C.parse_schema(op + SCHEMAS[op]).arguments
+    lists = [i for i, place in enumerate(places) if str(place.type) == "List[Optional[Tensor]]"]
+    written = [i for i, place in enumerate(places) if place.alias_info is not None and place.alias_info.is_write]
+
     def call(*arguments: Any) -> Any:
+        if lists:
+            read = list(arguments)
+            for place in lists:
+                read[place] = [_plain(tensor) for tensor in arguments[place]]
+            arguments = tuple(read)
         # What is measured comes first, and its dtype decides; an embedding's indices before it are no gradients.
         first = _first(arguments, torch.is_floating_point)
         assert first is not None, "every op takes at least one tensor of floating point"
-        return getattr(backend_for(first.device, op, first.dtype), op)(*arguments)
+        function = getattr(backend_for(first.device, op, first.dtype), op)
+        if torch.is_autocast_enabled(first.device.type):  # it would round what is measured to half precision
+            with torch.autocast(first.device.type, enabled=False):
+                result = function(*arguments)
+        else:
+            result = function(*arguments)
+        if written:
+            _note_changes([arguments[place] for place in written])
+        return result
 
     return call
+
+
+def _note_changes(written: Sequence[Any]) -> None:
+    """Let autograd see that tensors, or lists of them, that it may have kept are not what they were."""
+    tensors = [item for argument in written for item in (argument if isinstance(argument, list) else (argument,))]
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def _not_differentiable(op: str) -> Callable[..., Any]:

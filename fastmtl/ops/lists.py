@@ -52,9 +52,12 @@ def weighted_sum(
         A tensor like one task's gradient, or a list of N tensors where ``grads`` are lists; ``out`` where it was given.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not agree; no gradient at all.
+        ValueError, TypeError: shapes, dtypes or devices that do not agree; no gradient at all, or no task's for one of the
+            tensors of a list.
+        RuntimeError: ``out`` is given, and something requires grad.
     """
     lists = as_lists(grads)
+    lists.columns()  # raises where one has no gradient
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights: expected a tensor of shape [{lists.tasks}], got {type(weights).__name__}")
     if weights.shape != (lists.tasks,) or not weights.is_floating_point() or weights.device != lists.device:
@@ -68,5 +71,7 @@ def weighted_sum(
         return sums if lists.nested else sums[0]
     targets = list(out) if not isinstance(out, Tensor) else [out]
     lists.check_out(targets, nested=not isinstance(out, Tensor))
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(lists.flat, weights, targets):
+        raise RuntimeError("out: expected gradients, weights and out that do not require grad, as it has no derivative")
     torch.ops.fastmtl.weighted_sum_out(lists.flat, lists.tasks, weights, targets)
     return targets if lists.nested else targets[0]

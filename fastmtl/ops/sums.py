@@ -5,21 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmtl.backends.contract import columns, present_of
 from fastmtl.ops.arguments import Gradients, TaskLists, as_lists
 from fastmtl.ops.library import call
 
 
 def _totals(lists: TaskLists, totals: list[Tensor]) -> Tensor | list[Tensor]:
     return totals if lists.nested else totals[0]
-
-
-def _columns(lists: TaskLists) -> list[list[Tensor | None]]:
-    result = columns(lists.flat, lists.tasks)
-    for n, column in enumerate(result):
-        if not present_of(column):
-            raise ValueError(f"grads: expected at least one gradient of tensor {n}, got none")
-    return result
 
 
 def sum_moments(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
@@ -43,7 +34,7 @@ def sum_moments(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor, Tensor
     """
     lists = as_lists(grads)
     lists.check_batched()
-    results = [call(torch.ops.fastmtl.sum_moments, column) for column in _columns(lists)]
+    results = [call(torch.ops.fastmtl.sum_moments, column) for column in lists.columns()]
     second, samples = results[0][1], results[0][2]
     for _, level_second, level_samples in results[1:]:
         second, samples = second + level_second, samples + level_samples
@@ -63,7 +54,7 @@ def sum_norms(grads: Gradients) -> tuple[Tensor | list[Tensor], Tensor]:
         ValueError, TypeError: shapes, dtypes or devices that do not agree; no gradient at all.
     """
     lists = as_lists(grads)
-    results = [call(torch.ops.fastmtl.sum_norms, column) for column in _columns(lists)]
+    results = [call(torch.ops.fastmtl.sum_norms, column) for column in lists.columns()]
     squared = results[0][1]
     for _, level_squared in results[1:]:
         squared = squared + level_squared

@@ -74,8 +74,11 @@ def add_up(parts: Sequence[Measured]) -> Measured:
 def nothing(statistics: Statistics, tasks: int, device: torch.device) -> Measured:
     """The statistics where no gradient arrived."""
     if statistics == "norms":
-        return (torch.zeros(tasks, device=device),)
-    return tuple(torch.zeros((tasks, tasks), device=device) for _ in range(2 if statistics == "moments" else 1))
+        return (torch.zeros(tasks, dtype=torch.float32, device=device),)
+    return tuple(
+        torch.zeros((tasks, tasks), dtype=torch.float32, device=device)
+        for _ in range(2 if statistics == "moments" else 1)
+    )
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Conv2d:
         outputs, patch = self.weight.shape[0], self.weight[0].numel()
         padded, positions = (math.prod(extents) for extents in (geometry.padded(size), geometry.places(size)))
         pairs = batch**2 * (patch_gram_cost(size, geometry, channels) + tasks * positions**2 * outputs)
-        memory = (batch * positions) ** 2 + 3 * batch * padded * padded * -(-batch // min(batch, _BLOCKS))
+        memory = (batch * positions) ** 2 + 3 * batch * padded * padded * -(-batch // max(1, min(batch, _BLOCKS)))
         own = inputs.numel() + batch * positions * outputs + 2 * self.weight.numel()
         return pairs < tasks * batch * positions * patch * outputs and memory <= own
 
@@ -120,6 +120,8 @@ def use_of(node: Node, position: int, weight: Tensor, bias: bool) -> LayerUse | 
     match node.name(), position, bias:
         case ("AddmmBackward0", 2, True) | ("MmBackward0", 1, False):
             saved = "mat1" if bias else "self"
+            if bias and not (node._saved_alpha == node._saved_beta == 1):  # type: ignore[attr-defined]
+                return None
             return Linear(node, weight, bias, saved) if kept_tensor(node, saved) is not None else None
         case ("ConvolutionBackward0", 1, _) if weight.dim() == 4:
             plain = not node._saved_transposed and node._saved_groups == 1  # type: ignore[attr-defined]

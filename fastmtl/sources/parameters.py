@@ -25,12 +25,14 @@ def carry(
     if not arrived:
         return (None,) * len(targets)
     outputs, grad_outputs = zip(*arrived, strict=True)
+    # One that is sparse would have met another task's, and become dense, before the operations behind the fork.
+    grad_outputs = tuple(grad if grad.layout is torch.strided else grad.to_dense() for grad in grad_outputs)
     return torch.autograd.grad(outputs, targets, grad_outputs, retain_graph=True, allow_unused=True)
 
 
 def squared_norms_of(gradients: Iterable[Sequence[Tensor | None]], device: torch.device) -> Tensor:
     """[T] squared norms of T gradients, each a list of N tensors, of which only one need exist at a time."""
-    zero = torch.zeros(1, device=device)
+    zero = torch.zeros(1, dtype=torch.float32, device=device)
     return torch.cat([torch.ops.fastmtl.squared_norms(g, 1) if present_of(g) else zero for g in gradients])
 
 
@@ -39,7 +41,7 @@ def gram_of(gradients: Iterable[Sequence[Tensor | None]], device: torch.device) 
     lists = list(gradients)
     flat = [tensor for tensors in lists for tensor in tensors]
     if not present_of(flat):
-        return torch.zeros((len(lists), len(lists)), device=device)
+        return torch.zeros((len(lists), len(lists)), dtype=torch.float32, device=device)
     return torch.ops.fastmtl.gram(flat, len(lists))
 
 
@@ -66,6 +68,8 @@ class Parameters:
     """Any list of shared parameters, taken together as one vector."""
 
     def __init__(self, parameters: Sequence[Tensor], statistics: Statistics, argument: str = "source"):
+        if isinstance(parameters, (Tensor, torch.nn.Module)) or not isinstance(parameters, Iterable):
+            raise TypeError(f"{argument}: expected a list of parameters, got {type(parameters).__name__}")
         self.parameters = list(parameters)
         self.statistics = statistics
         if statistics == "moments":
@@ -80,6 +84,9 @@ class Parameters:
                 raise TypeError(
                     f"{argument}[{index}]: expected a parameter (a leaf tensor), got {type(parameter).__name__}"
                 )
+
+        if len(set(map(id, self.parameters))) != len(self.parameters):
+            raise ValueError(f"{argument}: expected different parameters, got one twice")
 
     def find(self, features: Sequence[Tensor]) -> tuple[list[GradientEdge], list[Tensor], list[list[tuple[Node, int]]]]:
         """The roots of the graph behind ``features``, the parameters that are trained, and the operations that use each.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
@@ -19,6 +19,7 @@ from fastmtl.sources.graph import BATCH_NORMS, kept_tensor
 
 Deltas: TypeAlias = Sequence[Tensor | None]  # T gradients at the layer's output
 Moments: TypeAlias = Callable[[Deltas], tuple[Tensor, Tensor]]
+_LINEAR = ("AddmmBackward0", "MmBackward0")
 _VIEWS = ("ViewBackward0", "UnsafeViewBackward0")
 
 
@@ -92,8 +93,10 @@ def use_of(module: nn.Module, users: Sequence[tuple[Tensor, list[tuple[Node, int
         )
     ((node, position),) = uses
     trained_bias = bias is not None and id(bias) in by_parameter
-    if trained_bias and not _adds_bias(node, by_parameter[id(bias)]):
-        raise ValueError(f"source: the bias of {name} is not used together with its weight")
+    if trained_bias and not _adds_bias(node, by_parameter[id(bias)], weight, cast(Tensor, bias)):
+        raise ValueError(
+            f"source: the bias of {name} is not used together with its weight, as one number for each output"
+        )
     read = _READERS.get(node.name())
     if "Compiled" in node.name():
         raise ValueError(
@@ -108,20 +111,29 @@ def use_of(module: nn.Module, users: Sequence[tuple[Tensor, list[tuple[Node, int
     return LayerUse(GradientEdge(node, 0), read(_Operation(module, node, position, trained_bias, batch)))
 
 
-def _adds_bias(node: Node, uses: Sequence[tuple[Node, int]]) -> bool:
-    """Whether a bias is added by ``node`` itself or right after it (a linear layer whose input is not contiguous)."""
+def _adds_bias(node: Any, uses: Sequence[tuple[Any, int]], weight: Tensor, bias: Tensor) -> bool:
+    """Whether ``node`` itself adds the bias, or for products it is added right after (linear layers of strided inputs)."""
     if len(uses) != 1:
         return False
     ((user, _),) = uses
-    if user is node:
-        return True
-    product = user.next_functions[0][0] if user.name() == "AddBackward0" else None
-    while product is not None and product is not node and product.name() in _VIEWS:
-        product = product.next_functions[0][0]
-    return product is node
+    if user is not node:
+        plain = user.name() == "AddBackward0" and user._saved_alpha == 1
+        product = user.next_functions[0][0] if plain else None
+        while product is not None and product is not node and product.name() in _VIEWS:
+            product = product.next_functions[0][0]
+        if product is not node:
+            return False
+    if node.name() in _LINEAR:
+        return tuple(bias.shape) == tuple(node._saved_mat2_sym_sizes[-1:])
+    return bias.shape == weight.shape if node.name() == "MulBackward0" else user is node
 
 
 def _linear(operation: _Operation) -> Moments:
+    node = operation.node
+    if node.name() == "AddmmBackward0" and (node._saved_alpha != 1 or (operation.bias and node._saved_beta != 1)):
+        raise ValueError(
+            f"source: expected the plain product of input and weight in {operation.name}, got a multiple of it"
+        )
     inputs = operation.input("mat1" if operation.node.name() == "AddmmBackward0" else "self")
     # The layer's own input, before it was flattened to a matrix, where the graph still knows it.
     for before, _ in operation.node.next_functions:
@@ -220,8 +232,7 @@ def _batch_norm(operation: _Operation) -> Moments:
 
 
 _READERS: dict[str, Callable[[_Operation], Moments]] = {
-    "AddmmBackward0": _linear,
-    "MmBackward0": _linear,
+    **dict.fromkeys(_LINEAR, _linear),
     "ConvolutionBackward0": _convolution,
     "EmbeddingBackward0": _embedding,
     "NativeLayerNormBackward0": _layer_norm,

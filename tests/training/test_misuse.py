@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastmtl import GradNorm
+from fastmtl import FixedWeights, GradNorm, UncertaintyWeighting
 from tests.training.crafted import changed, snapshot
 from tests.training.networks import (
     Problem,
@@ -167,3 +167,31 @@ def test_backbone_frozen() -> None:
     problem.trunk.requires_grad_(False)
     with pytest.raises(ValueError, match=r"features\[0\]: does not require grad.*frozen"):
         views_of(problem, gradnorm_for(problem))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda p: GradNorm(2, alpha=0.0, source=[p, p]), ValueError, "source: expected different parameters"),
+        (
+            lambda p: GradNorm(2, alpha=0.0).backward([p.sum(), p.sum()], [p, p]),
+            ValueError,
+            "params: expected different",
+        ),
+        (lambda p: GradNorm(2, alpha=0.0).backward([p.sum(), p.sum()], p), TypeError, "params: expected a list"),
+        (lambda p: GradNorm(2, alpha=0.0).backward([p.sum(), p.sum()], [p], scale=None), TypeError, "scale: expected"),
+        (lambda p: FixedWeights(2).backward([p.sum(), p.sum()], scale=torch.ones(2)), TypeError, "scale: expected"),
+        (lambda p: GradNorm(2, alpha=0.0, initial_losses=[1.0, "a"]), TypeError, "initial_losses: expected a number"),
+        (lambda p: UncertaintyWeighting(2, kinds=5), TypeError, "kinds: expected one of"),
+        (lambda p: GradNorm(2, alpha=0.0).fork(p * 1, tail=3), TypeError, "tail: expected a function"),
+        (
+            lambda p: GradNorm(2, alpha=0.0).fork(p * 1, tail=lambda z: z.detach()),
+            ValueError,
+            "tail: expected a result",
+        ),
+        (lambda p: GradNorm(2, alpha=0.0).fork(p * 1, tail=lambda z: None), TypeError, "what tail returns: expected a"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(make, error, message):
+    with pytest.raises(error, match=message):
+        make(torch.ones(3, requires_grad=True))

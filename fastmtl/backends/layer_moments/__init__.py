@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -38,13 +37,6 @@ def _nothing(grads: Gradients, per_sample: bool) -> Moments | None:
     return M, Q if per_sample else Q.fill_(torch.nan)
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A backward may be called inside autocast, which would round the products to half precision."""
-    if not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 class LayerMoments:
     """The ops on layers, for one backend."""
 
@@ -58,8 +50,7 @@ class LayerMoments:
             return nothing
         single = math.prod(input.shape[1:-1]) == 1
         if single and self.primitives.rows_linear is not None:
-            with _full_precision(input.device):
-                return rows_moments(self.primitives, input, grads, bias, per_sample, way)
+            return rows_moments(self.primitives, input, grads, bias, per_sample, way)
         factors = LinearFactors(input, grads, bias)
         if not single:
             return self._of_factors(factors, way, per_sample)
@@ -123,8 +114,7 @@ class LayerMoments:
 
     def _of_factors(self, factors: Factors, way: str, per_sample: bool, form: Forming | None = None) -> Moments:
         form = form or functools.partial(by_forming, self.primitives, factors)
-        with _full_precision(factors.device):
-            return moments(self.primitives, factors, form, way, per_sample)
+        return moments(self.primitives, factors, form, way, per_sample)
 
     def _with_bias(self, M: Tensor, Q: Tensor, grads: Gradients, dims: tuple[int, ...], per_sample: bool) -> Moments:
         """M and Q with those of the gradients summed over ``dims`` added."""
@@ -140,8 +130,7 @@ class LayerMoments:
         def part(block: Block) -> list[Tensor | None]:
             return [None if grad is None else contribution(grad, block) for grad in grads]
 
-        with _full_precision(like.device):
-            M, Q = by_summing(self.primitives, part, blocks(batch, size), per_sample)
+        M, Q = by_summing(self.primitives, part, blocks(batch, size), per_sample)
         return M, torch.full_like(M, torch.nan) if Q is None else Q.mul_(batch)
 
 

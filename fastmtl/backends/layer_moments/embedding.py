@@ -57,7 +57,13 @@ class EmbeddingFactors(Factors):
         """[b, 1, positions, dim]."""
         grad = self._grads[task]
         sizes = self.sizes
-        return None if grad is None else block.of(grad).reshape(block.samples, 1, sizes.positions, sizes.outputs)
+        if grad is None:
+            return None
+        own = block.of(grad).reshape(block.samples, 1, sizes.positions, sizes.outputs)
+        if self._padding is None:
+            return own
+        read = (block.of(self._indices) != self._padding).reshape(block.samples, 1, sizes.positions, 1)
+        return torch.where(read, own, 0.0)  # a product with 0 would keep what is not finite
 
     def _equal(self, rows: Tensor, columns: Tensor) -> Tensor:
         equal = rows.unsqueeze(-1) == columns.unsqueeze(-2)
