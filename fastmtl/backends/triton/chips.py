@@ -22,6 +22,7 @@ class Chip:
     bandwidth: float = 2.0e12  # bytes a second
     latency: float = 700e-9  # seconds from a load to its data under load
     limits: bool = True  # whether its compiler takes a limit of a thread's registers
+    calls: bool = True  # whether its compiler needs no memory of a thread for calls of functions
     wide_pairs: bool = True  # whether sums of pairs leave its registers room, see `configs.lanes_of_pairs`
 
     @property
@@ -34,7 +35,17 @@ A100 = Chip("A100", 108, bandwidth=2.0e12)
 H100 = Chip("H100", 132, bandwidth=3.35e12)
 B200 = Chip("B200", 148, bandwidth=8.0e12, wide_pairs=False)
 RTX_5090 = Chip("RTX 5090", 170, warps=48, bandwidth=1.8e12, wide_pairs=False)
-MI300X = Chip("MI300X", 304, registers=131072, warps=32, warp_size=64, bandwidth=5.3e12, limits=False, wide_pairs=False)
+MI300X = Chip(
+    "MI300X",
+    304,
+    registers=131072,
+    warps=32,
+    warp_size=64,
+    bandwidth=5.3e12,
+    limits=False,
+    calls=False,
+    wide_pairs=False,
+)
 
 # By compute capability: the memory of a chip that is not listed is taken for that of the nearest one that is.
 _BY_CAPABILITY = {8: A100, 9: H100, 10: B200, 12: RTX_5090}
@@ -45,7 +56,7 @@ _assumed: list[Chip] = []
 @functools.cache
 def _real(index: int, type: str) -> Chip:
     if type != "cuda":
-        return Chip("unknown", 128, limits=False, wide_pairs=False)
+        return Chip("unknown", 128, limits=False, calls=False, wide_pairs=False)
     properties = torch.cuda.get_device_properties(index)
     like = MI300X if torch.version.hip else _BY_CAPABILITY.get(properties.major, B200)
     return Chip(
@@ -58,6 +69,7 @@ def _real(index: int, type: str) -> Chip:
         like.bandwidth * properties.multi_processor_count / like.processors,
         like.latency,
         like.limits,
+        like.calls,
         like.wide_pairs,
     )
 

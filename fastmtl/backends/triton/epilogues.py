@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmtl.backends.triton import gnr
+from fastmtl.backends.triton.chips import chip_of
 
 Update = tuple[Any, ...]  # the arguments of `gradnorm_update` or `gnr_update` after what was measured
 
@@ -54,4 +55,5 @@ class GNRStep:
             "OBJECTIVE": objective,
             "ACCUMULATED": accumulation > 1,
             "IN_REGISTERS": gnr.in_registers(self.tasks, warps),
+            "CALLS": chip_of(M.device).calls,
         }

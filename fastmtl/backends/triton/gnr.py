@@ -77,6 +77,7 @@ def gnr_update(
         OBJECTIVE=objective,
         ACCUMULATED=accumulation > 1,
         IN_REGISTERS=in_registers(tasks, warps(tasks)),
+        CALLS=chip_of(weights.device).calls,
         num_warps=warps(tasks),
         **configs.limited(configs.registers_left(chip_of(weights.device), 1)),
         **OPTIONS,

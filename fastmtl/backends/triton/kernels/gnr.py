@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastmtl.backends.triton.kernels.gnr_weights import update_weights
+from fastmtl.backends.triton.kernels.gnr_weights import presence_of, update_weights
 from fastmtl.backends.triton.kernels.interior import steps_of
 from fastmtl.backends.triton.kernels.max_min_many import AT_ONCE, by_memory
 from fastmtl.backends.triton.kernels.numbers import LARGEST, all_of, all_pairs, is_finite
@@ -23,16 +23,10 @@ def _unscaled(p, units, mask):
 
 
 @triton.jit
-def _presence(p_message, i, T: tl.constexpr):
-    """Of tasks: 1 where a gradient arrived, 2 where one should have; 0 past the last."""
-    return tl.load(p_message + 2 + 2 * T + i, mask=i < T, other=0.0)
-
-
-@triton.jit
 def _moments_of(arrived, p_message, unit, has_noise, rows, i, T: tl.constexpr, HAS_Q: tl.constexpr):
     """Some rows of M and Q, for losses without weights, which pairs of tasks are present, and whether what is known fits."""
     p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q = arrived
-    pairs = (_presence(p_message, rows, T) == 1)[:, None] & (_presence(p_message, i, T) == 1)[None, :]
+    pairs = (presence_of(p_message, rows, T) == 1)[:, None] & (presence_of(p_message, i, T) == 1)[None, :]
     units = unit * tl.load(p_message + 2 + T + rows, mask=rows < T, other=1.0).to(tl.float64)[:, None]
     units *= tl.load(p_message + 2 + T + i, mask=i < T, other=1.0).to(tl.float64)[None, :]
     M = _unscaled(p_M + rows[:, None] * row_stride_M + i[None, :] * column_stride_M, units, pairs)
@@ -69,6 +63,7 @@ def gnr_step(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,  # accumulation > 1
     IN_REGISTERS: tl.constexpr,  # see `update_weights`
+    CALLS: tl.constexpr,  # likewise
 ):
     """As `fastmtl.backends.reference.gnr_update`, line by line, in float64; all threads of one program call it."""
     p_weights, p_moments, p_averages, p_shares, p_samples, p_counters, p_task_counters = p_state
@@ -76,13 +71,13 @@ def gnr_step(
     if P > AT_ONCE:
         # As `zero_of`: no index of what follows stays in registers while the gradients are read. It is not seen to be a
         # multiple of a power of two, either: threads then take single numbers, and fewer registers.
-        zero = steps_of(_presence(p_message, tl.arange(0, P), T) == 1, P) // (P + 1)
+        zero = steps_of(presence_of(p_message, tl.arange(0, P), T) == 1, P) // (P + 1)
     i = tl.arange(0, P) + zero
     m = i < T
     valid = tl.load(p_message)
     scale = tl.load(p_message + 1).to(tl.float64)
     losses = tl.load(p_message + 2 + i, mask=m, other=0.0).to(tl.float64)
-    presence = _presence(p_message, i, T)
+    presence = presence_of(p_message, i, T)
     present = presence == 1
     samples = tl.cast(batch, tl.float64)
     has_noise = (batch > 1) & HAS_Q
@@ -128,22 +123,40 @@ def gnr_step(
         if by_memory(p_scratch, accepted, P) != 0:  # and the barrier after the stores of averages
             averages = (p_averages, p_shares, has_noise & (OBJECTIVE != "intertask"))
             update_weights(
-                p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor,
-                T, P, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+                p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor,
+                T, P, OBJECTIVE, ACCUMULATED, IN_REGISTERS, CALLS,
             )  # fmt: skip
+
+
+@triton.jit(noinline=True)
+def _step_apart(
+    p_M, p_Q, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor, T: tl.constexpr, P: tl.constexpr,
+    LOSS_SUM: tl.constexpr, OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr, IN_REGISTERS: tl.constexpr,
+):  # fmt: skip
+    gnr_step(
+        p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor,
+        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS, True,
+    )  # fmt: skip
 
 
 @triton.jit
 def gnr_step_of_moments(
     p_M, p_Q, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor, T: tl.constexpr, P: tl.constexpr,
     LOSS_SUM: tl.constexpr, OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr, IN_REGISTERS: tl.constexpr,
+    CALLS: tl.constexpr,
 ):  # fmt: skip
     """`gnr_step` of M and Q that this program has just stored, [T, T]."""
     tl.debug_barrier()  # all threads have stored
-    gnr_step(
-        p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor,
-        T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
-    )  # fmt: skip
+    if CALLS:
+        _step_apart(
+            p_M, p_Q, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor,
+            T, P, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+        )  # fmt: skip
+    else:
+        gnr_step(
+            p_M, p_Q, T, 1, T, 1, p_message, p_state, p_scratch, batch, accumulation, decay, step, floor,
+            T, P, True, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS, False,
+        )  # fmt: skip
 
 
 @triton.jit(
@@ -173,9 +186,10 @@ def gnr_update(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
+    CALLS: tl.constexpr,
 ):
     """One program."""
     gnr_step(
         p_M, p_Q, row_stride_M, column_stride_M, row_stride_Q, column_stride_Q, p_message, p_state, p_scratch,
-        batch, accumulation, decay, step, floor, T, P, HAS_Q, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+        batch, accumulation, decay, step, floor, T, P, HAS_Q, LOSS_SUM, OBJECTIVE, ACCUMULATED, IN_REGISTERS, CALLS,
     )  # fmt: skip

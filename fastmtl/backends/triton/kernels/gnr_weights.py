@@ -22,6 +22,12 @@ _SHARES = tl.constexpr(9)  # from 1 / accumulation to 1: how little of the sampl
 
 
 @triton.jit
+def presence_of(p_message, i, T: tl.constexpr):
+    """Of tasks: 1 where a gradient arrived, 2 where one should have; 0 past the last."""
+    return tl.load(p_message + 2 + 2 * T + i, mask=i < T, other=0.0)
+
+
+@triton.jit
 def _noise_left(p_scratch, zero, R, E, active, accumulation, P: tl.constexpr, IN_REGISTERS: tl.constexpr):
     """The share of a micro-batch's noise that is left in an update, as in `fastmtl.backends.reference.gnr`.
 
@@ -45,12 +51,13 @@ def _noise_left(p_scratch, zero, R, E, active, accumulation, P: tl.constexpr, IN
 
 
 @triton.jit
-def _units(averages, present, samples, i, T: tl.constexpr):
+def _units(averages, p_message, samples, i, T: tl.constexpr):
     """Units of the tasks that make the diagonal of S plus the noise of a micro-batch 1.
 
     Also of each task: 0 where it is not to be weighed, 1 where it has no noise, else 2.
     """
     p_averages, p_shares, measured = averages
+    present = presence_of(p_message, i, T) == 1
     o_diagonal = i * (T + 1)
     share = tl.load(p_shares + o_diagonal, mask=present, other=1.0)
     o_signal = tl.where(measured, 0, 2 * T * T)
@@ -96,12 +103,12 @@ def _blend(p_weights, best, active, step, i, T: tl.constexpr):
 
 @triton.jit
 def _update_few(
-    p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
+    p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
     OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
 ):  # fmt: skip
     """`update_weights`, in registers."""
     i = tl.arange(0, P) + zero
-    d, kinds = _units(averages, present, samples, i, T)
+    d, kinds = _units(averages, p_message, samples, i, T)
     R, E, sound = _in_units(averages, i, d[:, None], kinds[:, None], i, d, kinds, samples, T)
     if sound != 0:
         active = kinds > 0
@@ -116,13 +123,13 @@ def _update_few(
 
 @triton.jit
 def _update_many(
-    p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
-    OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
+    p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
+    OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr, CALLS: tl.constexpr,
 ):  # fmt: skip
     """`update_weights`, in the scratch, where the units are vector UNITS and the next one what `_units` tells of each task."""
     _, _, o = square(P, zero)
     i = tl.arange(0, P) + zero
-    d, kinds = _units(averages, present, samples, i, T)
+    d, kinds = _units(averages, p_message, samples, i, T)
     store_vector(p_scratch, i, UNITS, d, P)
     store_vector(p_scratch, i, UNITS + 1, kinds, P)
     tl.debug_barrier()
@@ -151,9 +158,20 @@ def _update_many(
         tl.store(p_scratch + P * P + o, E)
         tl.debug_barrier()
         store_vector(p_scratch, i, UNITS, r * d, P)
-        v = max_min_many(p_scratch, active, P)
+        v = max_min_many(p_scratch, active, P, CALLS)
         active = load_vector(p_scratch, i, UNITS + 1, P) > 0  # rather than kept
         _blend(p_weights, v * load_vector(p_scratch, i, UNITS, P), active, step, i, T)
+
+
+@triton.jit(noinline=True)
+def _update_many_apart(
+    p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T: tl.constexpr, P: tl.constexpr,
+    OBJECTIVE: tl.constexpr, ACCUMULATED: tl.constexpr,
+):  # fmt: skip
+    _update_many(
+        p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED,
+        True,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -161,8 +179,8 @@ def update_weights(
     p_weights,
     averages,  # their pointer, that of the shares, and whether the noise is measured: else M is S, and there is no noise
     p_scratch,
+    p_message,
     zero,  # see `max_min_many.zero_of`
-    present,
     samples,
     accumulation,
     step,
@@ -172,13 +190,19 @@ def update_weights(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
     IN_REGISTERS: tl.constexpr,  # whether these hold the matrices; else the scratch, for P of `AT_ONCE` and more
+    CALLS: tl.constexpr,  # whether parts are functions, which are compiled apart
 ):
     """A step of the weights towards the best ones for the averages; none where these are not finite."""
     if IN_REGISTERS:
         _update_few(
-            p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+            p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+        )  # fmt: skip
+    elif CALLS:
+        _update_many_apart(
+            p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
         )  # fmt: skip
     else:
         _update_many(
-            p_weights, averages, p_scratch, zero, present, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED
+            p_weights, averages, p_scratch, p_message, zero, samples, accumulation, step, floor, T, P, OBJECTIVE, ACCUMULATED,
+            False,
         )  # fmt: skip

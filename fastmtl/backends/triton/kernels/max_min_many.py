@@ -101,7 +101,7 @@ def by_memory(p_scratch, number, P: tl.constexpr):
 
 @triton.jit
 def _evaluate(p_scratch, zero, P: tl.constexpr):
-    """At the new v: q [k, i] = v_i (A_k v)_i / n_k goes to the scratch; the noises n_k = v' A_k v, and z_k = log n_k / v_k^2."""
+    """At the new v: q [k, i] = v_i (A_k v)_i / n_k and n_k = v' A_k v go to the scratch; the largest z_k = log n_k / v_k^2."""
     i = tl.arange(0, P) + zero
     v = load_vector(p_scratch, i, _NEW_V, P)
     total = tl.zeros([P], tl.float64)
@@ -123,7 +123,7 @@ def _evaluate(p_scratch, zero, P: tl.constexpr):
     tl.debug_barrier()
     n = load_vector(p_scratch, i, _N, P)
     active = load_vector(p_scratch, i, _ONE, P) != 0
-    return n, log_ratios(n, v, active), active
+    return largest(log_ratios(n, v, active), active)
 
 
 @triton.jit
@@ -176,8 +176,8 @@ def _scaled_hessian(p_scratch, zero, convex, excess, tasks, P: tl.constexpr):
 
 
 @triton.jit
-def _direction(p_scratch, i_loop, n, z, sigma, tasks, steps, P: tl.constexpr):
-    """Newton's step of the barrier problem from v, pi and q: dl = d log v, ds and dpi go to the scratch.
+def _direction(p_scratch, i_loop, sigma, tasks, steps, P: tl.constexpr):
+    """Newton's step of the barrier problem from v, n, pi and q: dl = d log v, ds and dpi go to the scratch.
 
     Returns dsigma, how far it may go, see `lengths`, and whether it could be solved.
     """
@@ -185,6 +185,8 @@ def _direction(p_scratch, i_loop, n, z, sigma, tasks, steps, P: tl.constexpr):
     i = tl.arange(0, P) + zero
     one = load_vector(p_scratch, i, _ONE, P)
     pi = load_vector(p_scratch, i, _PI, P)
+    n = load_vector(p_scratch, i, _N, P)
+    z = log_ratios(n, load_vector(p_scratch, i, _V, P), one != 0)
     s, mu, D, c, h, sum_D, hs, diagonal, more = barrier_terms(n, z, pi, one, sigma, tasks)
     sum_c = tl.sum(c, 0)
     store_vector(p_scratch, i, _S, s, P)
@@ -246,8 +248,13 @@ def _direction(p_scratch, i_loop, n, z, sigma, tasks, steps, P: tl.constexpr):
     return dsigma, farthest, primal_limit, dual_limit, solved
 
 
+@triton.jit(noinline=True)
+def _direction_apart(p_scratch, i_loop, sigma, tasks, steps, P: tl.constexpr):
+    return _direction(p_scratch, i_loop, sigma, tasks, steps, P)
+
+
 @triton.jit
-def max_min_many(p_scratch, active, P: tl.constexpr):
+def max_min_many(p_scratch, active, P: tl.constexpr, CALLS: tl.constexpr):
     """The v [P], up to a factor, of weights that maximise min_k v_k^2 / v' A_k v; A_k is R with row and column k 0, plus E.
 
     R and E are finite, 0 outside the active tasks, and visible to all threads.
@@ -278,8 +285,7 @@ def max_min_many(p_scratch, active, P: tl.constexpr):
     while iteration <= ITERATIONS:
         zero = zero_of(steps, iteration, P)
         i = tl.arange(0, P) + zero
-        n, z, active = _evaluate(p_scratch, zero, P)
-        reached = by_memory(p_scratch, largest(z, active), P)
+        reached = by_memory(p_scratch, _evaluate(p_scratch, zero, P), P)
         reach, taken = next_reach(reached, worst, overshot, reach)
         if taken:
             v = load_vector(p_scratch, i, _NEW_V, P)
@@ -293,9 +299,13 @@ def max_min_many(p_scratch, active, P: tl.constexpr):
             tl.debug_barrier()
             if converging == 1:
                 iteration = ITERATIONS
+            elif CALLS:
+                dsigma, farthest, primal_limit, dual_limit, solved = _direction_apart(
+                    p_scratch, iteration, sigma, tasks, steps, P
+                )
             else:
                 dsigma, farthest, primal_limit, dual_limit, solved = _direction(
-                    p_scratch, iteration, n, z, sigma, tasks, steps, P
+                    p_scratch, iteration, sigma, tasks, steps, P
                 )
         tl.debug_barrier()
 

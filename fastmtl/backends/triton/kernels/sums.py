@@ -200,6 +200,7 @@ def sum_moments_few(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
+    CALLS: tl.constexpr,
     BOTH: tl.constexpr,  # whether registers hold the sums of pairs for M beside those for Q
 ):
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions.
@@ -236,7 +237,7 @@ def sum_moments_few(
         if STEP:
             gnr_step_of_moments(
                 p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
-                OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+                OBJECTIVE, ACCUMULATED, IN_REGISTERS, CALLS,
             )  # fmt: skip
 
 
@@ -282,6 +283,7 @@ def sum_moments_split(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
+    CALLS: tl.constexpr,
 ):
     """As `sum_moments_few` for few positions and many samples: a program takes a share of the samples of one block.
 
@@ -329,5 +331,5 @@ def sum_moments_split(
                 if STEP:
                     gnr_step_of_moments(
                         p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
-                        OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+                        OBJECTIVE, ACCUMULATED, IN_REGISTERS, CALLS,
                     )  # fmt: skip

@@ -159,6 +159,7 @@ def sum_moments_many(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
+    CALLS: tl.constexpr,
 ):
     """Reads each gradient once and writes the sum once; a program takes all samples of its blocks of positions."""
     i_program = tl.program_id(0)
@@ -180,7 +181,7 @@ def sum_moments_many(
         if STEP:
             gnr_step_of_moments(
                 p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
-                OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+                OBJECTIVE, ACCUMULATED, IN_REGISTERS, CALLS,
             )  # fmt: skip
 
 
@@ -224,6 +225,7 @@ def sum_moments_many_split(
     OBJECTIVE: tl.constexpr,
     ACCUMULATED: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
+    CALLS: tl.constexpr,
 ):
     """As `sum_moments_many` for few positions and many samples; see `sums.sum_moments_split`."""
     i_program = tl.program_id(0)
@@ -252,5 +254,5 @@ def sum_moments_many_split(
             if STEP:
                 gnr_step_of_moments(
                     p_M, p_Q, p_message, p_state, p_scratch, samples, accumulation, decay, step, floor, T, P, LOSS_SUM,
-                    OBJECTIVE, ACCUMULATED, IN_REGISTERS,
+                    OBJECTIVE, ACCUMULATED, IN_REGISTERS, CALLS,
                 )  # fmt: skip
