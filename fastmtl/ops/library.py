@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastmtl.backends.contract import SCHEMAS, columns, empty_total, present_of, statistics_dtype
 from fastmtl.ops.selection import backend_for
@@ -98,32 +99,18 @@ def _first(arguments: Sequence[Any], wanted: Callable[[Tensor], bool]) -> Tensor
     return None
 
 
-def _plain(tensor: Tensor | None) -> Tensor | None:
-    """The same with its values in memory as they are.
-
-    Autograd delivers sparse gradients, too, and such that are to be negated when read: torch does that for all arguments but
-    lists in which tensors may be missing.
-    """
-    if tensor is None:
-        return None
-    if tensor.layout is not torch.strided:
-        return tensor.to_dense()
-    if tensor._is_zerotensor():
-        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    return tensor.resolve_neg()
+def _written(op: str) -> list[int]:
+    """The positions of the arguments that an op changes."""
+    arguments = torch._C.parse_schema(op + SCHEMAS[op]).arguments
+    return [
+        i for i, argument in enumerate(arguments) if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
 
 def _dispatcher(op: str) -> Callable[..., Any]:
-    places = torch._C.parse_schema(op + SCHEMAS[op]).arguments
-    lists = [i for i, place in enumerate(places) if str(place.type) == "List[Optional[Tensor]]"]
-    written = [i for i, place in enumerate(places) if place.alias_info is not None and place.alias_info.is_write]
+    written = _written(op)
 
     def call(*arguments: Any) -> Any:
-        if lists:
-            read = list(arguments)
-            for place in lists:
-                read[place] = [_plain(tensor) for tensor in arguments[place]]
-            arguments = tuple(read)
         # What is measured comes first, and its dtype decides; an embedding's indices before it are no gradients.
         first = _first(arguments, torch.is_floating_point)
         assert first is not None, "every op takes at least one tensor of floating point"
@@ -142,8 +129,39 @@ def _dispatcher(op: str) -> Callable[..., Any]:
 
 def _note_changes(written: Sequence[Any]) -> None:
     """Let autograd see that tensors, or lists of them, that it may have kept are not what they were."""
-    tensors = [item for argument in written for item in (argument if isinstance(argument, list) else (argument,))]
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+    tensors = written[0] if isinstance(written[0], list) else written
+    if any(map(Tensor.is_inference, tensors)):  # these have no versions
+        tensors = [tensor for tensor in tensors if not tensor.is_inference()]
+    torch.autograd.graph.increment_version(tensors)
+
+
+# Of what autograd may deliver: gradients that are to be negated when read, zeros without memory, and sparse ones.
+_UNUSUAL = ("Negative", "ZeroTensor", "SparseCPU", "SparseCUDA", "SparseXPU")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The same with its values in memory as they are."""
+    if tensor.layout is not torch.strided:
+        return tensor.to_dense()
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return tensor.resolve_neg()
+
+
+def _with_plain_tensors(op: str) -> Callable[..., Any]:
+    """What torch does by itself where there are no lists in which tensors may be missing."""
+    written = _written(op)
+
+    def call(*arguments: Any) -> Any:
+        plain = tree_map_only(Tensor, _plain, arguments)
+        for place in written:
+            if any(a is not b for a, b in zip(*map(tree_leaves, (arguments[place], plain[place])), strict=True)):
+                raise ValueError(
+                    f"{op}: expected tensors to write to that hold their values, got negated or sparse ones"
+                )
+        return getattr(torch.ops.fastmtl, op).default(*plain)
+
+    return call
 
 
 def _not_differentiable(op: str) -> Callable[..., Any]:
@@ -159,6 +177,8 @@ _library = torch.library.Library("fastmtl", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    for _key in _UNUSUAL:
+        _library.impl(_name, _with_plain_tensors(_name), _key)
     torch.library.register_fake(f"fastmtl::{_name}", FAKES[_name], lib=_library)
     if "!" not in _schema:
         torch.library.register_autograd(f"fastmtl::{_name}", _not_differentiable(_name), lib=_library)
