@@ -119,3 +119,19 @@ def test_a_tensor_without_gradients(backend: str) -> None:
     lists = [[GRADS[0], None], [GRADS[1], None]]
     with pytest.raises(ValueError, match="grads: expected at least one gradient of tensor 1, got none"):
         ops.weighted_sum(lists, WEIGHTS[:2])
+
+
+def test_nothing_is_written_to_negated_memory(backend: str) -> None:
+    place = torch.full((4, 6), 5.0)
+    with pytest.raises(ValueError, match="expected tensors to write to that hold their values"):
+        ops.weighted_sum(GRADS, WEIGHTS, out=torch._neg_view(place))
+    assert place.eq(5.0).all()
+    state = ops.gradnorm_state(2)
+    _, message = torch.ops.fastmtl.weigh(
+        [torch.ones(()), torch.ones(())], state.weights, torch.ones(2, dtype=torch.bool)
+    )
+    with pytest.raises(ValueError, match="expected tensors to write to that hold their values"):
+        ops.gradnorm_update(
+            torch.ones(2), message, state._replace(weights=torch._neg_view(state.weights)), alpha=0.0, lr=0.1
+        )
+    assert state.weights.tolist() == [1.0, 1.0] and state.counters.tolist() == [0, 0]
