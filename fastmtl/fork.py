@@ -133,9 +133,8 @@ def fork(
 
 def join(features: Sequence[Tensor], tasks: int) -> list[list[Tensor]]:
     """T views of each of N feature tensors, [N][T], whose gradients are summed and not measured."""
-    if not any(
-        level.requires_grad for level in features
-    ):  # Dynamo would shift the arguments of a function without graph
+    if torch.compiler.is_compiling() and not any(level.requires_grad for level in features):
+        # Without a graph Dynamo shifts the arguments of a function that takes any number of them.
         return [[level.view_as(level) for _ in range(tasks)] for level in features]
     return _by_level(_Join.apply(tasks, *features), tasks)
 

@@ -181,7 +181,8 @@ def recomputing() -> bool:
     """Whether a checkpointed function (``use_reentrant=False``) runs anew, inside the backward, for what was not kept."""
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
         return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__qualname__", "").startswith("_recomputation_hook.")
 
 
 def per_task(views: list[list[Tensor]], rebuild: Callable[[Sequence[Tensor]], Any]) -> list[Any]:

@@ -21,7 +21,7 @@ class NoiseBalancer(MeasuringBalancer):
     """Keeps the moments of the last measured batch and their averages over batches; `fastmtl.ops.gnr_update` is its rule.
 
     Attributes:
-        weights: [T] float32, positive, sum T.
+        weights: [T] float32, positive, sum T. Changed in place in each backward: clone them for a graph of your own.
         averages: [3, T, T] float64, exponentially weighted sums of S, C and M; ``shares`` [T, T] are the sums of their
             weights, so that ``averages / shares`` are means.
     """

@@ -47,7 +47,7 @@ class GradNorm(MeasuringBalancer):
         update_every: measure and update in every n-th step only; the steps between cost nothing.
 
     Attributes:
-        weights: [T] float32, positive, sum T.
+        weights: [T] float32, positive, sum T. Changed in place in each backward: clone them for a graph of your own.
         norms: [T] float32, the last ||grad L_k|| (unweighted, without the loss scale).
         rates: [T] float32, the last r_k.
 

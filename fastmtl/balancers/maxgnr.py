@@ -51,7 +51,7 @@ class MaxGNR(NoiseBalancer):
         update_every: measure and update in every n-th step only; the steps between cost nothing.
 
     Attributes:
-        weights: [T] float32, positive, sum T.
+        weights: [T] float32, positive, sum T. Changed in place in each backward: clone them for a graph of your own.
 
     After a backward `moments`, `norms`, `variance`, `gnr`, `noise_scale` and `cosines` say what was measured. A step with a
     non-finite loss, gradient or scale changes nothing and is counted in `report`. A batch of one sample has no variance:

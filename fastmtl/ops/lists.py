@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmtl.backends.contract import present_of
 from fastmtl.ops.arguments import Gradients, as_lists
 from fastmtl.ops.library import call
 
@@ -71,7 +72,7 @@ def weighted_sum(
         return sums if lists.nested else sums[0]
     targets = list(out) if not isinstance(out, Tensor) else [out]
     lists.check_out(targets, nested=not isinstance(out, Tensor))
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(lists.flat, weights, targets):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*present_of(lists.flat), weights, *targets)):
         raise RuntimeError("out: expected gradients, weights and out that do not require grad, as it has no derivative")
     torch.ops.fastmtl.weighted_sum_out(lists.flat, lists.tasks, weights, targets)
     return targets if lists.nested else targets[0]

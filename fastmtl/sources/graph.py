@@ -95,3 +95,9 @@ def mixes_samples(node: Any) -> bool:
         return False
     inputs = kept_tensor(node, "input")
     return inputs is None or inputs.shape[0] != 1
+
+
+def is_bias_of(product: Any, bias: Tensor) -> bool:
+    """Whether a linear layer's bias is one number for each output of the node of its matrix product."""
+    outputs = product._saved_mat2_sym_sizes[-1]
+    return bias.numel() == outputs == bias.shape[-1:].numel()

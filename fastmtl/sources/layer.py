@@ -90,7 +90,7 @@ class Layers:
         if len(self._modules) != 1 or len(nodes) != 1 or any(len(users) != 1 for users in found):
             return None
         ((node, position),) = found[0]
-        return pairs.use_of(node, position, trained[0], len(trained) == 2)
+        return pairs.use_of(node, position, trained[0], trained[1] if len(trained) == 2 else None)
 
     def _check_samples(
         self, roots: Sequence[GradientEdge], features: Sequence[Tensor], layers: Sequence[uses.LayerUse]

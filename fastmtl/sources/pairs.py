@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl.ops.layers import Geometry, patch_gram, patch_gram_cost
 from fastmtl.sources.base import Gradients, Measured, Probe, sums, widened
-from fastmtl.sources.graph import kept_tensor
+from fastmtl.sources.graph import is_bias_of, kept_tensor
 from fastmtl.sources.parameters import carry
 
 # The padded copy of the pixels' Gram matrix is made for a part of the samples at a time.
@@ -115,17 +116,17 @@ class Conv2d:
 LayerUse = Linear | Conv2d
 
 
-def use_of(node: Node, position: int, weight: Tensor, bias: bool) -> LayerUse | None:
+def use_of(node: Any, position: int, weight: Tensor, bias: Tensor | None) -> LayerUse | None:
     """The use of ``weight`` as input ``position`` of ``node``, where pairs of positions can measure it."""
-    match node.name(), position, bias:
-        case ("AddmmBackward0", 2, True) | ("MmBackward0", 1, False):
-            saved = "mat1" if bias else "self"
-            if bias and not (node._saved_alpha == node._saved_beta == 1):  # type: ignore[attr-defined]
-                return None
-            return Linear(node, weight, bias, saved) if kept_tensor(node, saved) is not None else None
-        case ("ConvolutionBackward0", 1, _) if weight.dim() == 4:
-            plain = not node._saved_transposed and node._saved_groups == 1  # type: ignore[attr-defined]
-            return Conv2d(node, weight, bias) if plain and kept_tensor(node, "input") is not None else None
+    match node.name(), position:
+        case ("AddmmBackward0", 2) if bias is not None and is_bias_of(node, bias):
+            plain = node._saved_alpha == node._saved_beta == 1 and kept_tensor(node, "mat1") is not None
+            return Linear(node, weight, True, "mat1") if plain else None
+        case ("MmBackward0", 1) if bias is None:
+            return Linear(node, weight, False, "self") if kept_tensor(node, "self") is not None else None
+        case ("ConvolutionBackward0", 1) if weight.dim() == 4:
+            plain = not node._saved_transposed and node._saved_groups == 1 and kept_tensor(node, "input") is not None
+            return Conv2d(node, weight, bias is not None) if plain else None
     return None
 
 

@@ -68,7 +68,8 @@ class Parameters:
     """Any list of shared parameters, taken together as one vector."""
 
     def __init__(self, parameters: Sequence[Tensor], statistics: Statistics, argument: str = "source"):
-        if isinstance(parameters, (Tensor, torch.nn.Module)) or not isinstance(parameters, Iterable):
+        module = isinstance(parameters, torch.nn.Module) and not isinstance(parameters, torch.nn.ParameterList)
+        if module or isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
             raise TypeError(f"{argument}: expected a list of parameters, got {type(parameters).__name__}")
         self.parameters = list(parameters)
         self.statistics = statistics

@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from fastmtl import ops
 from fastmtl.sources.base import widened
-from fastmtl.sources.graph import BATCH_NORMS, kept_tensor
+from fastmtl.sources.graph import BATCH_NORMS, is_bias_of, kept_tensor
 
 Deltas: TypeAlias = Sequence[Tensor | None]  # T gradients at the layer's output
 Moments: TypeAlias = Callable[[Deltas], tuple[Tensor, Tensor]]
@@ -95,7 +95,7 @@ def use_of(module: nn.Module, users: Sequence[tuple[Tensor, list[tuple[Node, int
     trained_bias = bias is not None and id(bias) in by_parameter
     if trained_bias and not _adds_bias(node, by_parameter[id(bias)], weight, cast(Tensor, bias)):
         raise ValueError(
-            f"source: the bias of {name} is not used together with its weight, as one number for each output"
+            f"source: the bias of {name} is not used together with its weight, or not as one number for each output"
         )
     read = _READERS.get(node.name())
     if "Compiled" in node.name():
@@ -124,7 +124,7 @@ def _adds_bias(node: Any, uses: Sequence[tuple[Any, int]], weight: Tensor, bias:
         if product is not node:
             return False
     if node.name() in _LINEAR:
-        return tuple(bias.shape) == tuple(node._saved_mat2_sym_sizes[-1:])
+        return is_bias_of(node, bias)
     return bias.shape == weight.shape if node.name() == "MulBackward0" else user is node
 
 

@@ -34,6 +34,7 @@ def _target(call: str) -> re.Match[str]:
 
 
 def _in_place(call: str, body: str, prefix: str) -> str:
+    assert "__local_depot" not in body, "a function with local memory would need a place of its own there"
     target = _target(call)
     before = re.sub(r"^\s*\.param[^;]*;\n", "", call[: target.start()], flags=re.M)
     for kind in set(re.findall(r"\.reg\s+\.\w+\s+%(\w+)<", body)):

@@ -135,3 +135,14 @@ def test_nothing_is_written_to_negated_memory(backend: str) -> None:
             torch.ones(2), message, state._replace(weights=torch._neg_view(state.weights)), alpha=0.0, lr=0.1
         )
     assert state.weights.tolist() == [1.0, 1.0] and state.counters.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_out_compiles(grad: bool) -> None:
+    out = torch.empty(4, 6)
+    compiled = torch.compile(
+        lambda *grads: ops.weighted_sum(grads, WEIGHTS, out=out), fullgraph=True, backend="aot_eager"
+    )
+    with torch.set_grad_enabled(grad):
+        compiled(*GRADS)
+    torch.testing.assert_close(out, ops.weighted_sum(GRADS, WEIGHTS), rtol=0, atol=0)

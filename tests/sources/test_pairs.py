@@ -30,7 +30,7 @@ def located(trunk: nn.Module, layer: nn.Module, x: torch.Tensor) -> tuple[PairsP
     parameters = list(layer.parameters())
     roots = edges_of([features])
     ((node, position),) = users(roots, parameters)[0]
-    use = use_of(node, position, parameters[0], len(parameters) == 2)
+    use = use_of(node, position, parameters[0], parameters[1] if len(parameters) == 2 else None)
     assert use is not None
     return PairsProbe(roots, use), CarriedProbe(roots, edges_of(parameters), "norms"), features
 
@@ -109,13 +109,13 @@ def test_a_task_without_gradient_has_norm_zero():
 def test_other_layers_are_left_to_forming(layer):
     output = layer(torch.randn(2, 4, 9) if isinstance(layer, nn.Conv1d) else torch.randn(2, 4, 9, 9))
     ((node, position),) = users(edges_of([output]), [layer.weight])[0]
-    assert use_of(node, position, layer.weight, True) is None
+    assert use_of(node, position, layer.weight, layer.bias) is None
 
 
 def test_the_cheaper_way_is_chosen():
     def use(layer, x):
         ((node, position),) = users(edges_of([layer(x)]), [layer.weight])[0]
-        return use_of(node, position, layer.weight, True)
+        return use_of(node, position, layer.weight, layer.bias)
 
     small, large = torch.randn(8, 256, 8, 8), torch.randn(2, 8, 64, 64)
     assert use(nn.Conv2d(256, 256, 3, padding=1), small).pays(3)

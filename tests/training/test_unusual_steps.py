@@ -39,6 +39,18 @@ def looked_up(view: Tensor) -> Tensor:
     return F.embedding(torch.tensor([0, 2, 2]), view, sparse=True).square().mean()
 
 
+class _Plain(torch.autograd.Function):
+    """Nothing, with a gradient whose memory holds its values."""
+
+    @staticmethod
+    def forward(ctx: Any, view: Tensor) -> Tensor:
+        return view.view_as(view)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.to_dense().resolve_neg()
+
+
 @pytest.mark.parametrize("head", [conjugated, looked_up])
 @pytest.mark.parametrize("alone", [False, True])
 def test_gradients_in_unusual_memory(make: Any, head: Any, alone: bool, backend: str) -> None:
@@ -53,12 +65,18 @@ def test_gradients_in_unusual_memory(make: Any, head: Any, alone: bool, backend:
     sum(w * h(features) for w, h in zip(weights.tolist(), heads, strict=True)).backward()
     for grad, parameter in zip(got, layer.parameters(), strict=True):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=1e-6)
+    twin = make(layer)
+    twin([h(_Plain.apply(view)) for h, view in zip(heads, twin.fork(layer(x)), strict=True)]).backward()
+    torch.testing.assert_close(
+        dict(balancer.named_buffers()), dict(twin.named_buffers()), rtol=1e-6, atol=0, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_default_dtype(make: Any, dtype: torch.dtype, backend: str) -> None:
     """The state is float32 whatever torch makes by default, also where a task has no gradient or is absent."""
     before = torch.get_default_dtype()
+    dtypes = [value.dtype for value in make(nn.Linear(5, 4)).state_dict().values() if isinstance(value, Tensor)]
     torch.set_default_dtype(dtype)
     try:
         layer = nn.Linear(5, 4)
@@ -71,8 +89,10 @@ def test_default_dtype(make: Any, dtype: torch.dtype, backend: str) -> None:
             balancer([one.square().mean(), one.abs().mean()]).backward()
     finally:
         torch.set_default_dtype(before)
-    assert balancer.weights.dtype == torch.float32 and balancer.weights.isfinite().all()
-    assert all(value.dtype != dtype or value.dtype == torch.float64 for value in balancer.buffers())
+    assert balancer.weights.isfinite().all()
+    assert [
+        value.dtype for value in balancer.state_dict(keep_vars=True).values() if isinstance(value, Tensor)
+    ] == dtypes
 
 
 class nothing:
@@ -166,6 +186,30 @@ def test_checkpointed_fork(every: int, inside: str) -> None:
         ours([layer(x[0]).mean(), layer(x[0]).mean()])
 
 
+@pytest.mark.parametrize("source", ["features", "layer"])
+def test_reentrant_checkpoint_under_other_hooks(source: str) -> None:
+    """There the run in the backward is the one that counts."""
+    layer, x = nn.Linear(5, 4), torch.randn(8, 5, requires_grad=True)
+    ours, plain = (GradNorm(2, alpha=0.5, source=layer if source == "layer" else source) for _ in range(2))
+
+    def step(balancer: Balancer, x: Tensor) -> Tensor:
+        one, two = balancer.fork(layer(x))
+        return balancer([one.square().mean(), two.abs().mean()])
+
+    for _ in range(3):
+        with torch.autograd.graph.save_on_cpu():
+            checkpoint(step, ours, x, use_reentrant=True).backward()
+        step(plain, x).backward()
+    assert ours.counters.tolist() == [3, 0] and torch.equal(ours.weights, plain.weights)
+
+
+def test_views_of_frozen_features_are_not_changed_in_place() -> None:
+    one, two = FixedWeights(2).fork(torch.ones(3))
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        one.mul_(torch.ones(3, requires_grad=True))
+    assert two.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_checkpointed_dwa_counts_a_loss_once() -> None:
     balancer, layer, x = DynamicWeightAverage(2), nn.Linear(5, 4), torch.randn(8, 5)
     checkpoint(
@@ -211,7 +255,16 @@ def test_layers_whose_moments_are_not_known(weight: Any, bias: Any, function: An
 def test_norms_of_a_multiple_of_a_product() -> None:
     """GradNorm forms what its way of pairs does not know."""
     layer = Custom((64, 96), (96,), lambda x, w, b: torch.addmm(b, x, w, alpha=0.25, beta=3.0))
-    balancer, x = GradNorm(2, alpha=0.5, source=layer), torch.randn(2, 64)
+    assert_norms_at(layer, torch.randn(2, 64))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (2, 96), (1, 96), (96,)])
+def test_norms_of_a_bias_of_another_shape(shape: tuple[int, ...]) -> None:
+    assert_norms_at(Custom((96, 64), shape, F.linear), torch.randn(2, 64))
+
+
+def assert_norms_at(layer: nn.Module, x: Tensor) -> None:
+    balancer = GradNorm(2, alpha=0.5, source=layer)
     one, two = balancer.fork(layer(x))
     balancer([one.square().mean(), two.abs().mean()]).backward()
     for norm, loss in zip(balancer.norms, (layer(x).square().mean(), layer(x).abs().mean()), strict=True):
@@ -225,3 +278,18 @@ def test_convolution_of_an_empty_batch(backend: str) -> None:
     one, two = balancer.fork(layer(torch.randn(0, 3, 8, 8)))
     balancer([one.sum() + 1, two.sum() + 2]).backward()
     assert layer.weight.grad.eq(0).all() and balancer.norms.tolist() == [0.0, 0.0]
+
+
+def test_a_bias_with_leading_ones_is_one() -> None:
+    layer, x = Custom((5, 6), (1, 6), lambda x, w, b: x @ w + b), torch.randn(4, 5)
+    balancer = MaxGNR(2, source=layer)
+    one, two = balancer.fork(layer(x))
+    balancer([one.square().mean(), two.abs().mean()]).backward()
+    assert balancer.report()["updates"] == 1
+
+
+def test_a_parameter_list_is_a_list_of_parameters() -> None:
+    parameters, balancer = nn.ParameterList([torch.ones(3), torch.ones(2)]), GradNorm(2, alpha=0.5)
+    total = sum(parameter.square().sum() for parameter in parameters)
+    balancer.backward([total, 2 * total], parameters)
+    torch.testing.assert_close(balancer.norms, torch.tensor([20.0, 80.0]).sqrt())
