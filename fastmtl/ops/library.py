@@ -177,8 +177,9 @@ _library = torch.library.Library("fastmtl", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    _plainly = _with_plain_tensors(_name)
     for _key in _UNUSUAL:
-        _library.impl(_name, _with_plain_tensors(_name), _key)
+        _library.impl(_name, _plainly, _key)
     torch.library.register_fake(f"fastmtl::{_name}", FAKES[_name], lib=_library)
     if "!" not in _schema:
         torch.library.register_autograd(f"fastmtl::{_name}", _not_differentiable(_name), lib=_library)

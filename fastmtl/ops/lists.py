@@ -58,7 +58,6 @@ def weighted_sum(
         RuntimeError: ``out`` is given, and something requires grad.
     """
     lists = as_lists(grads)
-    lists.columns()  # raises where one has no gradient
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights: expected a tensor of shape [{lists.tasks}], got {type(weights).__name__}")
     if weights.shape != (lists.tasks,) or not weights.is_floating_point() or weights.device != lists.device:
@@ -68,6 +67,7 @@ def weighted_sum(
         )
     weights = weights.to(lists.statistics_dtype)
     if out is None:
+        lists.columns()  # raises where one has no gradient, as `check_out` does
         sums = call(torch.ops.fastmtl.weighted_sum, lists.flat, lists.tasks, weights)
         return sums if lists.nested else sums[0]
     targets = list(out) if not isinstance(out, Tensor) else [out]

@@ -134,9 +134,9 @@ def _linear(operation: _Operation) -> Moments:
         raise ValueError(
             f"source: expected the plain product of input and weight in {operation.name}, got a multiple of it"
         )
-    inputs = operation.input("mat1" if operation.node.name() == "AddmmBackward0" else "self")
+    inputs = operation.input("mat1" if node.name() == "AddmmBackward0" else "self")
     # The layer's own input, before it was flattened to a matrix, where the graph still knows it.
-    for before, _ in operation.node.next_functions:
+    for before, _ in node.next_functions:
         if before is not None and before.name() in _VIEWS:
             operation.check_samples_first(before._saved_self_sym_sizes)
 

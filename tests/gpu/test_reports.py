@@ -37,7 +37,7 @@ BUDGETS = {
     ("gradnorm_update", 3): (80, 80, 56, 56),
     ("gradnorm_update", 64): (104, 104, 56, 56),
     ("gnr_update", 3): (120, 120, 112, 112),  # the solver is in registers; one warp
-    ("gnr_update", 64): (248, 248, 152, 152),  # one program; parts are functions, whose registers add up
+    ("gnr_update", 64): (248, 248, 152, 152),  # one program
 }
 # Of a kernel that has no line yet: what a thread can have.
 LIMITS = (255, 255, 512, 512)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -85,7 +86,9 @@ def test_default_dtype(make: Any, dtype: torch.dtype, backend: str) -> None:
             one, two = balancer.fork(layer(torch.randn(8, 5)))
             balancer([one.square().mean(), two.abs().mean()], present=present).backward()
         one, _ = balancer.fork(layer(torch.randn(8, 5)))
-        with pytest.warns(UserWarning, match="no gradient reached") if isinstance(balancer, GradNorm) else nothing():
+        with (
+            pytest.warns(UserWarning, match="no gradient reached") if isinstance(balancer, GradNorm) else nullcontext()
+        ):
             balancer([one.square().mean(), one.abs().mean()]).backward()
     finally:
         torch.set_default_dtype(before)
@@ -93,14 +96,6 @@ def test_default_dtype(make: Any, dtype: torch.dtype, backend: str) -> None:
     assert [
         value.dtype for value in balancer.state_dict(keep_vars=True).values() if isinstance(value, Tensor)
     ] == dtypes
-
-
-class nothing:
-    """A context in which nothing is expected."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "frozen"])

@@ -110,16 +110,16 @@ def pairs_of_rows_take_less(sizes: Sizes) -> bool:
 def samples_of_block(sizes: Sizes) -> int:
     """Samples whose products of inputs, and what goes with them, fit the memory."""
     held = sizes.square_memory() + sizes.inputs_memory() + sizes.grads_memory()
-    return sizes.memory // max(1, held)
+    return sizes.memory // held
 
 
 def samples_of_panels(sizes: Sizes, costs: Costs) -> tuple[int, int]:
     """Samples whose inputs meet, left and right, such that their products and what goes with them fit the memory."""
     n, batch = sizes.positions, sizes.batch
     square, single = sizes.square_memory(), sizes.inputs_memory() + sizes.grads_memory()
-    rows = max(-(-batch // _BLOCKS), -(-costs.least_rows // max(1, n)))
-    rows = max(1, min(rows, batch, sizes.memory // max(1, 4 * (square + single))))
-    return rows, max(1, (sizes.memory - rows * single) // max(1, rows * square + single))
+    rows = max(-(-batch // _BLOCKS), -(-costs.least_rows // n))
+    rows = max(1, min(rows, batch, sizes.memory // (4 * (square + single))))
+    return rows, max(1, (sizes.memory - rows * single) // (rows * square + single))
 
 
 def rows_and_samples(sizes: Sizes, per_sample: bool) -> tuple[int, int]:
@@ -128,6 +128,6 @@ def rows_and_samples(sizes: Sizes, per_sample: bool) -> tuple[int, int]:
     A fifth of the memory is for the sums of all tasks' rows, and two for what is formed with what it is formed of.
     """
     row = sizes.groups * sizes.inputs * sizes.tasks
-    rows = max(1, min(sizes.outputs, sizes.memory // max(1, 5 * row)))
+    rows = max(1, min(sizes.outputs, sizes.memory // max(1, 5 * row)))  # no inputs: no weights
     copied = sizes.groups * sizes.positions * sizes.inputs + sizes.grads_memory()
-    return rows, 2 * sizes.memory // max(1, 5 * (copied + (rows * row if per_sample else 0)))
+    return rows, 2 * sizes.memory // (5 * (copied + (rows * row if per_sample else 0)))

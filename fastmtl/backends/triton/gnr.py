@@ -53,7 +53,7 @@ def gnr_update(
     floor: float,
 ) -> None:
     """One step of the GNR weights; arguments as of `fastmtl.backends.reference.gnr_update`."""
-    tasks = weights.numel()
+    tasks, chip = weights.numel(), chip_of(weights.device)
     size = 2 * scratch_size(tasks)
     scratch, _ = workspace(weights.device, size)
     second = M if Q is None else Q
@@ -77,8 +77,8 @@ def gnr_update(
         OBJECTIVE=objective,
         ACCUMULATED=accumulation > 1,
         IN_REGISTERS=in_registers(tasks, warps(tasks)),
-        CALLS=chip_of(weights.device).calls,
+        CALLS=chip.calls,
         num_warps=warps(tasks),
-        **configs.limited(configs.registers_left(chip_of(weights.device), 1)),
+        **configs.limited(configs.registers_left(chip, 1)),
         **OPTIONS,
     )
